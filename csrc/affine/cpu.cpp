@@ -1,0 +1,183 @@
+// The affine ops on the CPU: torch tensors in, one pass over memory on torch's threads.
+#include <limits>
+
+#include "operands.h"
+
+namespace sparseq::affine {
+namespace {
+
+using Axis = std::optional<int64_t>;
+
+constexpr int64_t kGrain = 32768;  // elements: about 10 us of work, well over a thread's wake-up
+
+const Kernels& active() { return kernels(active_isa()); }
+
+template <class F>
+void over_elements(int64_t numel, F f) {
+  torch::stable::parallel_for(0, numel, kGrain, f);
+}
+
+// Tasks of a reduction hold up to kSegment elements; small ones go to a thread in bundles.
+template <class F>
+void over_tasks(const Reduction& r, F f) {
+  const int64_t numel = r.layout.numel();
+  const int64_t each = r.tasks ? std::max<int64_t>(1, numel / r.tasks) : 1;
+  torch::stable::parallel_for(0, r.tasks, std::max<int64_t>(1, kGrain / each), f);
+}
+
+Tensor quantize_cpu(const Tensor& x, const Tensor& scale, std::optional<Tensor> zero_point, int64_t quant_min,
+                    int64_t quant_max, Axis axis, Axis group_size) {
+  check_range("quantize", quant_min, quant_max);
+  const DType type = float_dtype("quantize", "x", x.scalar_type());
+  const Operands o = operands("quantize", x, scale, zero_point, quant_min, quant_max, axis, group_size);
+  Tensor q = empty_like(o.arranged.x, quantized_dtype(quant_min));
+  const void* from = o.arranged.x.const_data_ptr();
+  auto* to = static_cast<uint8_t*>(q.mutable_data_ptr());
+  const auto kernel = active().quantize[int(type)];
+  over_elements(x.numel(), [&](int64_t b, int64_t e) { kernel(o.problem, from, to, b, e); });
+  return q;
+}
+
+Tensor dequantize_cpu(const Tensor& q, const Tensor& scale, std::optional<Tensor> zero_point, Axis axis,
+                      Axis group_size, ScalarType dtype) {
+  const DType type = float_dtype("dequantize", "dtype", dtype);
+  const bool is_signed = q.scalar_type() == ScalarType::Char;
+  STD_TORCH_CHECK(is_signed || q.scalar_type() == ScalarType::Byte, "dequantize: q must be int8 or uint8, got ",
+                  dtype_name(q.scalar_type()));
+  // the zero point is only rounded here: what clamps is quantize
+  const double any = std::numeric_limits<float>::infinity();
+  const Operands o = operands("dequantize", q, scale, zero_point, -any, any, axis, group_size);
+  Tensor y = empty_like(o.arranged.x, dtype);
+  const void* from = o.arranged.x.const_data_ptr();
+  void* to = y.mutable_data_ptr();
+  over_elements(q.numel(), [&](int64_t b, int64_t e) {
+    if (is_signed)
+      active().dequantize_s8[int(type)](o.problem, static_cast<const int8_t*>(from), to, b, e);
+    else
+      active().dequantize_u8[int(type)](o.problem, static_cast<const uint8_t*>(from), to, b, e);
+  });
+  return y;
+}
+
+Tensor fake_quantize_cpu(const Tensor& x, const Tensor& scale, std::optional<Tensor> zero_point,
+                         int64_t quant_min, int64_t quant_max, Axis axis, Axis group_size,
+                         [[maybe_unused]] double grad_factor) {
+  check_range("fake_quantize", quant_min, quant_max);
+  const DType type = float_dtype("fake_quantize", "x", x.scalar_type());
+  const Operands o = operands("fake_quantize", x, scale, zero_point, quant_min, quant_max, axis, group_size);
+  Tensor y = empty_like(o.arranged.x, x.scalar_type());
+  const void* from = o.arranged.x.const_data_ptr();
+  void* to = y.mutable_data_ptr();
+  const auto kernel = active().fake_quantize[int(type)];
+  over_elements(x.numel(), [&](int64_t b, int64_t e) { kernel(o.problem, from, to, b, e); });
+  return y;
+}
+
+Tensor backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& scale, std::optional<Tensor> zero_point,
+                    int64_t quant_min, int64_t quant_max, Axis axis, Axis group_size) {
+  const char* op = "fake_quantize_backward";
+  check_range(op, quant_min, quant_max);
+  const DType type = float_dtype(op, "x", x.scalar_type());
+  const Operands o = operands(op, x, scale, zero_point, quant_min, quant_max, axis, group_size);
+  const Tensor g = matching_grad(op, grad, o.arranged.x);
+  Tensor grad_x = empty_like(o.arranged.x, x.scalar_type());
+  const void *from_grad = g.const_data_ptr(), *from = o.arranged.x.const_data_ptr();
+  void* to = grad_x.mutable_data_ptr();
+  const auto kernel = active().backward[int(type)];
+  over_elements(x.numel(), [&](int64_t b, int64_t e) { kernel(o.problem, from_grad, from, to, b, e); });
+  return grad_x;
+}
+
+Tensor partials_for(const Reduction& r) {
+  return torch::stable::empty({2 * std::max<int64_t>(r.slots, 1)}, ScalarType::Float);
+}
+
+std::tuple<Tensor, Tensor, Tensor> learned_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& scale,
+                                                        std::optional<Tensor> zero_point, int64_t quant_min,
+                                                        int64_t quant_max, Axis axis, Axis group_size,
+                                                        double grad_factor) {
+  const char* op = "fake_quantize_learned_backward";
+  check_range(op, quant_min, quant_max);
+  const DType type = float_dtype(op, "x", x.scalar_type());
+  const Operands o = operands(op, x, scale, zero_point, quant_min, quant_max, axis, group_size);
+  const Tensor g = matching_grad(op, grad, o.arranged.x);
+  Tensor grad_x = empty_like(o.arranged.x, x.scalar_type());
+  Tensor grad_scale = torch::stable::empty(scale.sizes(), ScalarType::Float);
+  Tensor grad_zero = torch::stable::empty(scale.sizes(), ScalarType::Float);
+  const Reduction r(o.arranged.layout);
+  Tensor partials = partials_for(r);
+  auto* pairs = static_cast<Pair*>(partials.mutable_data_ptr());
+  const void *from_grad = g.const_data_ptr(), *from = o.arranged.x.const_data_ptr();
+  void* to = grad_x.mutable_data_ptr();
+  const auto kernel = active().learned_backward[int(type)];
+  over_tasks(r, [&](int64_t b, int64_t e) { kernel(o.problem, r, from_grad, from, to, pairs, b, e); });
+  auto* to_scale = static_cast<float*>(grad_scale.mutable_data_ptr());
+  auto* to_zero = static_cast<float*>(grad_zero.mutable_data_ptr());
+  const int64_t slots_each = r.layout.channels ? std::max<int64_t>(1, r.slots / r.layout.channels) : 1;
+  torch::stable::parallel_for(0, scale.numel(), std::max<int64_t>(1, kGrain / slots_each), [&](int64_t b, int64_t e) {
+    for (int64_t c = b; c < e; ++c) {
+      double scale_sum = 0, outside_sum = 0;
+      if (r.slots) r.for_each_slot(c, [&](int64_t slot) {
+        scale_sum += pairs[slot].first;
+        outside_sum += pairs[slot].second;
+      });
+      to_scale[c] = float(scale_sum * grad_factor);
+      to_zero[c] = float(-outside_sum * o.problem.scale[c] * grad_factor);
+    }
+  });
+  return {grad_x, grad_scale, grad_zero};
+}
+
+std::tuple<Tensor, Tensor> minmax_cpu(const Tensor& x, Axis axis, Axis group_size) {
+  const DType type = float_dtype("minmax", "x", x.scalar_type());
+  STD_TORCH_CHECK(x.numel() > 0, "minmax: x must have at least one element, got shape ", shape_of(x));
+  const Arranged a = arrange("minmax", x, axis, group_size);
+  std::vector<int64_t> shape;
+  if (group_size) {
+    const int64_t dim = x.dim();
+    if (axis && *axis == 0 && dim > 1) {
+      shape = {x.size(0), x.numel() / (x.size(0) * *group_size)};
+    } else {
+      for (int64_t d = 0; d < dim; ++d) shape.push_back(x.size(d));
+      if (dim) shape.back() /= *group_size;
+    }
+  } else if (axis) {
+    shape = {a.layout.channels};
+  }
+  Tensor low = torch::stable::empty(shape, ScalarType::Float);
+  Tensor high = torch::stable::empty(shape, ScalarType::Float);
+  const Reduction r(a.layout);
+  Tensor partials = partials_for(r);
+  auto* pairs = static_cast<Pair*>(partials.mutable_data_ptr());
+  const void* from = a.x.const_data_ptr();
+  const auto kernel = active().minmax[int(type)];
+  over_tasks(r, [&](int64_t b, int64_t e) { kernel(r, from, pairs, b, e); });
+  auto* to_low = static_cast<float*>(low.mutable_data_ptr());
+  auto* to_high = static_cast<float*>(high.mutable_data_ptr());
+  torch::stable::parallel_for(0, a.layout.channels, 1024, [&](int64_t b, int64_t e) {
+    for (int64_t c = b; c < e; ++c) {
+      float least = std::numeric_limits<float>::infinity(), most = -least;
+      r.for_each_slot(c, [&](int64_t slot) {
+        const Pair p = pairs[slot];
+        least = p.first < least || p.first != p.first ? p.first : least;
+        most = p.second > most || p.second != p.second ? p.second : most;
+      });
+      to_low[c] = least;
+      to_high[c] = most;
+    }
+  });
+  return {low, high};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sparseq, CPU, m) {
+  m.impl("quantize", TORCH_BOX(&quantize_cpu));
+  m.impl("dequantize", TORCH_BOX(&dequantize_cpu));
+  m.impl("fake_quantize", TORCH_BOX(&fake_quantize_cpu));
+  m.impl("fake_quantize_backward", TORCH_BOX(&backward_cpu));
+  m.impl("fake_quantize_learned_backward", TORCH_BOX(&learned_backward_cpu));
+  m.impl("minmax", TORCH_BOX(&minmax_cpu));
+}
+
+}  // namespace sparseq::affine

@@ -1,0 +1,71 @@
+#include "isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace sparseq {
+namespace {
+
+constexpr Isa kAll[] = {Isa::scalar, Isa::avx2, Isa::avx512};
+
+// __builtin_cpu_supports asks xgetbv too: a CPU bit without the operating system's support is not enough.
+bool runs_here(Isa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::scalar: return true;
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
+    case Isa::avx512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+#endif
+  return isa == Isa::scalar;
+}
+
+Isa parse(const std::string& name) {
+  std::string known;
+  for (Isa isa : supported_isas()) {
+    if (name == name_of(isa)) return isa;
+    known += (known.empty() ? "" : ", ") + std::string(name_of(isa));
+  }
+  throw std::invalid_argument("SPARSEQ_ISA: expected one of " + known + " on this machine, got '" +
+                              name + "'");
+}
+
+std::atomic<Isa>& current() {
+  static std::atomic<Isa> isa = [] {
+    const char* wanted = std::getenv("SPARSEQ_ISA");
+    return wanted && *wanted ? parse(wanted) : supported_isas().back();
+  }();
+  return isa;
+}
+
+}  // namespace
+
+const std::vector<Isa>& supported_isas() {
+  static const std::vector<Isa> isas = [] {
+    std::vector<Isa> found;
+    for (Isa isa : kAll)
+      if (runs_here(isa)) found.push_back(isa);
+    return found;
+  }();
+  return isas;
+}
+
+Isa active_isa() { return current().load(std::memory_order_relaxed); }
+
+void set_isa(const std::string& name) { current().store(parse(name), std::memory_order_relaxed); }
+
+const char* name_of(Isa isa) {
+  switch (isa) {
+    case Isa::scalar: return "scalar";
+    case Isa::avx2: return "avx2";
+    case Isa::avx512: return "avx512";
+  }
+  return "unknown";
+}
+
+}  // namespace sparseq

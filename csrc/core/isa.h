@@ -1,0 +1,22 @@
+// Which instruction set the kernels use. No torch headers, no intrinsics.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace sparseq {
+
+enum class Isa { scalar = 0, avx2 = 1, avx512 = 2 };
+
+// Every ISA this CPU and its operating system can run, lowest first (cpuid and xgetbv, once).
+const std::vector<Isa>& supported_isas();
+
+// The ISA in use: the highest supported one, unless SPARSEQ_ISA or set_isa() lowered it.
+Isa active_isa();
+
+// Throws std::invalid_argument for a name that is unknown or that this machine cannot run.
+void set_isa(const std::string& name);
+
+const char* name_of(Isa isa);
+
+}  // namespace sparseq

@@ -1,0 +1,69 @@
+// Small helpers over torch's stable ABI, shared by the bindings of every family.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace sparseq {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
+  return true;
+}
+
+// torch.empty_like(x, dtype=dtype): keeps the strides of a dense x, whatever their order.
+inline Tensor empty_like(const Tensor& x, ScalarType dtype) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 6> stack{from(x),
+                                    from(std::optional<ScalarType>(dtype)),
+                                    from(std::optional<torch::headeronly::Layout>()),
+                                    from(std::optional<torch::stable::Device>()),
+                                    from(std::optional<bool>()),
+                                    from(std::optional<torch::headeronly::MemoryFormat>())};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// x, or a copy of it laid out as `like`.
+inline Tensor laid_out_as(const Tensor& x, const Tensor& like) {
+  if (same_strides(x, like)) return x;
+  Tensor copy = empty_like(like, x.scalar_type());
+  torch::stable::copy_(copy, x);
+  return copy;
+}
+
+inline std::string shape_of(const Tensor& x) {
+  std::string text = "[";
+  for (int64_t d = 0; d < x.dim(); ++d) text += (d ? ", " : "") + std::to_string(x.size(d));
+  return text + "]";
+}
+
+inline const char* dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    default: return "another dtype";
+  }
+}
+
+}  // namespace sparseq

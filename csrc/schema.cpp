@@ -1,0 +1,15 @@
+// Every op of sparseq, one line each. Kernels: <family>/cpu.cpp and <family>/cuda.cu; fake kernels and
+// autograd: sparseq/ops; definitions: sparseq/reference.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(sparseq, m) {
+  // affine
+  m.def("quantize(Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, int? axis, int? group_size) -> Tensor");
+  m.def("dequantize(Tensor q, Tensor scale, Tensor? zero_point, int? axis, int? group_size, ScalarType dtype) -> Tensor");
+  m.def("fake_quantize(Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, int? axis, int? group_size, float grad_factor) -> Tensor");
+  m.def("fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, int? axis, int? group_size) -> Tensor");
+  m.def("fake_quantize_learned_backward(Tensor grad, Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, int? axis, int? group_size, float grad_factor) -> (Tensor, Tensor, Tensor)");
+  m.def("minmax(Tensor x, int? axis, int? group_size) -> (Tensor, Tensor)");
+  m.def("pack_int4(Tensor q) -> Tensor");
+  m.def("unpack_int4(Tensor packed, int columns, bool signed) -> Tensor");
+}

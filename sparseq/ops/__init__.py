@@ -1,0 +1,28 @@
+"""The ops: checked wrappers over `torch.ops.sparseq`, with fake kernels and autograd."""
+
+import torch
+
+import sparseq._C  # noqa: F401  (registers the ops)
+from sparseq.ops.affine import (
+    dequantize,
+    fake_quantize,
+    minmax,
+    pack_int4,
+    quantize,
+    unpack_int4,
+)
+
+__all__ = ["dequantize", "fake_quantize", "kernels", "minmax", "pack_int4", "quantize", "unpack_int4"]
+
+
+def kernels() -> dict[str, list[str]]:
+    """Every op of sparseq and the devices this build has a kernel for: `{"minmax": ["CPU", "CUDA"]}`."""
+    return {
+        name.removeprefix("sparseq::"): [
+            key
+            for key in ("CPU", "CUDA")
+            if torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+        ]
+        for name in sorted(torch._C._dispatch_get_all_op_names())
+        if name.startswith("sparseq::")
+    }
