@@ -194,3 +194,49 @@ def unpack_int4(packed: Tensor, columns: int, signed: bool) -> Tensor:
     wide = packed.to(torch.int16)
     q = torch.stack((wide & 15, wide >> 4), dim=-1).flatten(-2)[..., :columns]
     return ((q ^ 8) - 8).to(torch.int8) if signed else q.to(torch.uint8)
+
+
+def _affine_out(acc: Tensor, scale: Tensor, bias: Tensor | None, channel_dim: int) -> Tensor:
+    shape = [1] * acc.dim()
+    shape[channel_dim] = -1
+    y = acc.float() * scale.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
+def _centred(q: Tensor, zero: Tensor | None) -> Tensor:
+    """Integers relative to their zero point, exact in float64; zero has one value, or one per row."""
+    if zero is None:
+        return q.double()
+    return q.double() - zero.double().reshape([-1] + [1] * (q.dim() - 1) if zero.numel() > 1 else ())
+
+
+def int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    x_zero: Tensor | None,
+    weight_zero: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """`y[m, n] = float32(sum_k (x[m, k] - zx) * (w[n, k] - zw[n])) * scale[n] + bias[n]`."""
+    acc = _centred(x, x_zero) @ _centred(weight, weight_zero).T
+    return _affine_out(acc, scale, bias, -1)
+
+
+def int8_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    x_zero: Tensor | None,
+    weight_zero: Tensor | None,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """As `int8_linear` for every window of x; padding stands for the zero point, so adds nothing."""
+    acc = torch.nn.functional.conv2d(
+        _centred(x, x_zero), _centred(weight, weight_zero), None, stride, padding, dilation, groups
+    )
+    return _affine_out(acc, scale, bias, 1)

@@ -11,8 +11,19 @@ from sparseq.ops.affine import (
     quantize,
     unpack_int4,
 )
+from sparseq.ops.gemm import int8_conv2d, int8_linear
 
-__all__ = ["dequantize", "fake_quantize", "kernels", "minmax", "pack_int4", "quantize", "unpack_int4"]
+__all__ = [
+    "dequantize",
+    "fake_quantize",
+    "int8_conv2d",
+    "int8_linear",
+    "kernels",
+    "minmax",
+    "pack_int4",
+    "quantize",
+    "unpack_int4",
+]
 
 
 def kernels() -> dict[str, list[str]]:

@@ -1,0 +1,108 @@
+"""`convert`: from a prepared model to one that runs on integers. The one swap."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparseq.flow.fold import affine_of, batch_norms
+from sparseq.flow.prepare import layers_of, transform_of
+from sparseq.nn import InputGrid, SparseQuantLayer, integer_type
+from sparseq.packed import PackedWeight
+from sparseq.quant import FakeQuantize
+
+
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace a submodule by its dotted name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _integer_layer(name: str, layer: nn.Module) -> SparseQuantLayer | str:
+    """The integer module for a prepared layer, or why it stays float."""
+    quantizer = transform_of(layer, FakeQuantize)
+    if quantizer is None:
+        return "no weight quantiser in the plan"
+    kind = integer_type(layer)
+    assert kind is not None
+    refusal = kind.refusal(layer)
+    if refusal:
+        return refusal
+    with torch.no_grad():
+        chain = list(layer.parametrizations["weight"])  # type: ignore[index]
+        weight = layer.parametrizations["weight"].original  # type: ignore[index]
+        for transform in chain[: chain.index(quantizer)]:
+            weight = transform(weight)
+        quantizer(weight)  # the grid follows the weight as it is now
+        packed = PackedWeight.from_integers(*quantizer.quantized(weight), quantizer.spec)
+    grid = None
+    if hasattr(layer, "input_quantizer"):
+        observed: FakeQuantize = layer.input_quantizer  # type: ignore[assignment]
+        if not observed.calibrated:
+            raise ValueError(
+                f"convert: the input of {name} has no range yet: run calibrate(model, batches) or "
+                "train first"
+            )
+        scale, zero_point = observed.grid()
+        if zero_point is not None:
+            spec = observed.spec
+            zero_point = zero_point.detach().round().clamp(spec.quant_min, spec.quant_max).int()
+        grid = InputGrid(observed.spec, scale.detach().clone(), zero_point)
+    return kind(packed, layer.bias, grid, layer)  # type: ignore[arg-type]
+
+
+def _fold(layer: nn.Module, factor: Tensor, shift: Tensor) -> None:
+    """Make `layer` compute `factor * layer(x) + shift`."""
+    bias = getattr(layer, "bias", None)
+    folded = shift if bias is None else bias.detach() * factor + shift
+    if isinstance(layer, SparseQuantLayer):
+        packed = layer.packed().scaled(factor)
+        layer.weight_values, layer.weight_scale = packed.values, packed.scale
+        layer.weight_zero_point = packed.zero_point
+        layer.bias = folded
+    else:
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        per_row = factor.reshape([-1] + [1] * (weight.dim() - 1)).to(weight.dtype)
+        layer.weight = nn.Parameter(weight.detach() * per_row)
+        layer.bias = nn.Parameter(folded.to(weight.dtype))
+
+
+@torch.no_grad()
+def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
+    """Swap a prepared model's layers for integer ones; masks are baked in, batch norms folded.
+
+    A batch norm that directly follows a layer becomes part of its scales and bias: the integers stay
+    as trained, so zeros stay zeros and no rounding is added. What cannot run on integers computes in
+    float on the same fake-quantised weight; `explain` says which and why.
+
+    Args:
+        model: prepared, and calibrated or trained; not changed.
+        example: an input; where given, the converted model is run on it once as a check.
+
+    Returns:
+        A new model in eval mode.
+
+    Raises:
+        ValueError: an input without a range.
+    """
+    fast = copy.deepcopy(model).eval()
+    pairs, untraced = batch_norms(fast)
+    for name, layer in layers_of(fast).items():
+        swapped = _integer_layer(name, layer)
+        if isinstance(swapped, str):
+            if parametrize.is_parametrized(layer, "weight"):
+                parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+            layer.sparseq_reason = swapped  # type: ignore[assignment]
+        else:
+            set_module(fast, name, swapped)
+    for name, norm in pairs.items():
+        _fold(fast.get_submodule(name), *affine_of(fast.get_submodule(norm)))
+        set_module(fast, norm, nn.Identity())
+    if untraced:
+        fast.sparseq_unfolded = f"batch norms stay in float: {untraced}"  # type: ignore[assignment]
+    if example is not None:
+        fast(example)
+    return fast

@@ -1,0 +1,117 @@
+"""`explain`: what runs in each layer, and why nothing better does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import sparseq._C as core
+from sparseq.flow.prepare import layers_of, original_weight, transform_of
+from sparseq.nn import SparseQuantLayer
+from sparseq.quant import FakeQuantize
+from sparseq.sparse import Mask, serves
+from sparseq.spec import NM, Layer, Quant
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: its name and kind, which kernel runs, its share of zeros, and notes."""
+
+    name: str
+    kind: str
+    kernel: str
+    sparsity: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A table of rows that prints itself."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The table as text."""
+        head = ("layer", "kind", "kernel", "zeros", "note")
+        body = [(r.name, r.kind, r.kernel, f"{r.sparsity:.1%}", r.note) for r in self.rows]
+        widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+                 for row in [head, *body]]
+        return "\n".join([*lines, *self.notes])
+
+
+def _scheme(spec: Quant) -> str:
+    sign = "s" if spec.signed else "u"
+    return f"{sign}{spec.bits}" + ("" if spec.symmetric else " asymmetric")
+
+
+def _integer_row(name: str, layer: SparseQuantLayer) -> Row:
+    values, zero = layer.weight_values, layer.weight_zero_point
+    stored = values if zero is None or zero.dim() > 1 else (
+        values.int() - zero.reshape([-1] + [1] * (values.dim() - 1))
+    )
+    zeros = float((stored == 0).float().mean()) if stored.numel() else 0.0
+    weight = _scheme(layer.weight_spec)
+    if layer.integer:
+        assert layer.input_spec is not None
+        how = "" if layer.input_scale is not None else ", each batch's own range"
+        kernel = f"int8 ({core.isa()})"
+        note = f"weight {weight}, input {_scheme(layer.input_spec)}{how}"
+    else:
+        kernel = "float32 on dequantised weight"
+        why = "no input quantiser in the plan" if layer.input_spec is None else (
+            "group scales have no integer kernel"
+        )
+        note = f"weight {weight}; {why}"
+    return Row(name, type(layer).__name__, kernel, zeros, note)
+
+
+def _float_row(name: str, layer: nn.Module) -> Row:
+    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+    zeros = float((weight.detach() == 0).float().mean()) if weight.numel() else 0.0
+    plan: Layer = getattr(layer, "sparseq_layer", Layer())
+    notes = []
+    mask, quantizer = transform_of(layer, Mask), transform_of(layer, FakeQuantize)
+    if quantizer is not None:
+        notes.append(f"prepared: weight {_scheme(quantizer.spec)}")
+    if hasattr(layer, "input_quantizer"):
+        notes.append(f"input {_scheme(layer.input_quantizer.spec)}")  # type: ignore[union-attr, arg-type]
+    if mask is not None:
+        notes.append(f"mask {mask.spec}")
+    refused = plan.sparsity is not None and not serves(plan.sparsity, original_weight(layer))
+    if refused:
+        assert isinstance(plan.sparsity, NM)
+        notes.append(
+            f"dense: {plan.sparsity.n}:{plan.sparsity.m} needs a multiple of {plan.sparsity.m} "
+            f"inputs, got {original_weight(layer).shape[1]}"
+        )
+    reason = getattr(layer, "sparseq_reason", None)
+    if reason:
+        notes.append(f"float: {reason}")
+    if not notes:
+        notes.append("float: not in the plan")
+    kernel = str(weight.dtype).removeprefix("torch.")
+    return Row(name, type(layer).__name__.removeprefix("Parametrized"), kernel, zeros, "; ".join(notes))
+
+
+def explain(model: nn.Module) -> Explanation:
+    """Say for every layer which kernel runs, or why it stays dense or float.
+
+    Args:
+        model: float, prepared or converted.
+
+    Returns:
+        A table; `print(explain(model))` shows it, `.rows` holds it.
+    """
+    rows = []
+    served = layers_of(model)
+    for name, module in model.named_modules():
+        if isinstance(module, SparseQuantLayer):
+            rows.append(_integer_row(name, module))
+        elif name in served:
+            rows.append(_float_row(name, module))
+    unfolded = getattr(model, "sparseq_unfolded", None)
+    return Explanation(tuple(rows), (unfolded,) if unfolded else ())

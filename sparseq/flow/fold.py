@@ -1,0 +1,66 @@
+"""Which batch norms follow a layer directly, and what they do to it: an affine map per channel."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, fx, nn
+
+_NORMS = {nn.Conv2d: nn.BatchNorm2d, nn.Linear: nn.BatchNorm1d}
+
+
+class _Tracer(fx.Tracer):
+    """Sees layers as leaves, parametrised or not."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, tuple(_NORMS)) or super().is_leaf_module(module, name)
+
+
+def batch_norms(model: nn.Module) -> tuple[dict[str, str], str | None]:
+    """Pairs of a layer and the batch norm that is its only reader, each called once.
+
+    Args:
+        model: traced with torch.fx; not changed.
+
+    Returns:
+        ({layer name: batch norm name}, None), or ({}, the reason) where the model cannot be traced.
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # tracing runs the model's own forward: it may raise anything
+        return {}, f"torch.fx cannot trace the model ({type(error).__name__}: {error})"
+    modules = dict(model.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    pairs = {}
+    for node in graph.nodes:
+        if node.op != "call_module" or len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
+            continue
+        source, norm = node.args[0], modules[node.target]
+        if source.op != "call_module" or len(source.users) != 1:
+            continue
+        layer = modules[source.target]
+        fits = any(isinstance(layer, a) and isinstance(norm, b) for a, b in _NORMS.items())
+        once = calls[node.target] == 1 and calls[source.target] == 1
+        if fits and once and norm.running_mean is not None:
+            pairs[str(source.target)] = str(node.target)
+    return pairs, None
+
+
+@torch.no_grad()
+def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A batch norm in eval mode as `y = factor * x + shift`, per channel, float32.
+
+    `factor = weight / sqrt(running_var + eps)`, `shift = bias - running_mean * factor`
+    (Ioffe and Szegedy 2015, algorithm 2).
+    """
+    assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None
+    factor = torch.rsqrt(variance.double() + norm.eps)
+    if norm.weight is not None:
+        factor = factor * norm.weight.double()
+    shift = -mean.double() * factor
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    return factor.float(), shift.float()

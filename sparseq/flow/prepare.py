@@ -1,0 +1,195 @@
+"""`prepare` hangs transforms on a model's layers; `calibrate` shows them data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparseq.nn import INTEGER_LAYERS
+from sparseq.quant import FakeQuantize
+from sparseq.reference import scale_shape
+from sparseq.sparse import Mask, serves, update_masks
+from sparseq.spec import Layer, Plan, Quant
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers a plan can serve, by name."""
+    kinds = tuple(INTEGER_LAYERS)
+    return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+
+
+def weight_transforms(layer: nn.Module) -> list[nn.Module]:
+    """What hangs on a layer's weight, in order."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return []
+    return list(layer.parametrizations["weight"])  # type: ignore[index]
+
+
+def transform_of(layer: nn.Module, kind: type[nn.Module]) -> Any:
+    """The mask or the fake-quantiser on a layer's weight, or None."""
+    return next((t for t in weight_transforms(layer) if isinstance(t, kind)), None)
+
+
+def original_weight(layer: nn.Module) -> Tensor:
+    """The weight as trained, before any transform."""
+    if parametrize.is_parametrized(layer, "weight"):
+        return layer.parametrizations["weight"].original  # type: ignore[index, no-any-return]
+    return layer.weight  # type: ignore[return-value]
+
+
+def _transform_input(layer: nn.Module, args: Any, kwargs: Any) -> Any:
+    if args:
+        return (layer.input_quantizer(args[0]), *args[1:]), kwargs  # type: ignore[operator]
+    return args, {**kwargs, "input": layer.input_quantizer(kwargs["input"])}  # type: ignore[operator]
+
+
+def _weight_quantizer(name: str, weight: Tensor, spec: Quant) -> FakeQuantize:
+    if spec.axis not in (0, None):
+        raise ValueError(f"prepare: {name}: weight must have axis 0 or None, got {spec.axis}")
+    if spec.group_size is not None and weight[0].numel() % spec.group_size:
+        raise ValueError(
+            f"prepare: {name}: group_size must divide the {weight[0].numel()} inputs of an output "
+            f"channel, got {spec.group_size}"
+        )
+    shape = scale_shape(tuple(weight.shape), spec.axis, spec.group_size)
+    return FakeQuantize(spec, shape, follow=True)
+
+
+def attach(name: str, layer: nn.Module, wanted: Layer) -> list[tuple[Mask, Tensor]]:
+    """Hang a Layer's transforms on one layer, mask before quantiser; returns a new mask to rank.
+
+    What the Layer leaves None stays; what it names replaces the transform of its kind.
+    """
+    weight = original_weight(layer)
+    mask, quantizer = transform_of(layer, Mask), transform_of(layer, FakeQuantize)
+    new: list[tuple[Mask, Tensor]] = []
+    if wanted.sparsity is not None and serves(wanted.sparsity, weight):
+        mask = Mask(wanted.sparsity, weight)
+        new = [(mask, weight)]
+    if wanted.weight is not None:
+        quantizer = _weight_quantizer(name, weight, wanted.weight).to(weight.device)
+    if parametrize.is_parametrized(layer, "weight"):
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    for transform in (mask, quantizer):
+        if transform is not None:
+            transform.train(layer.training)
+            parametrize.register_parametrization(layer, "weight", transform)
+    if wanted.input is not None:
+        if not hasattr(layer, "input_quantizer"):
+            layer.register_forward_pre_hook(_transform_input, with_kwargs=True)
+        quantizer = FakeQuantize(wanted.input, (), follow=False).to(weight.device)
+        layer.input_quantizer = quantizer.train(layer.training)
+    layer.sparseq_layer = _merged(getattr(layer, "sparseq_layer", Layer()), wanted)  # type: ignore[assignment]
+    return new
+
+
+def _merged(old: Layer, new: Layer) -> Layer:
+    return Layer(
+        new.weight or old.weight, new.input or old.input, new.sparsity or old.sparsity
+    )
+
+
+def prepare(model: Model, plan: Plan) -> Model:
+    """Hang masks and fake-quantisers on a model's layers, in place; the weights stay float.
+
+    A layer computes on `fake_quantize(mask(weight))` and `fake_quantize(input)` from then on. Masks
+    are ranked at once (a PruningSchedule starts them over). Build the optimizer after this. On a
+    prepared model new transforms join those that are there.
+
+    Args:
+        model: any nn.Module; nn.Linear and nn.Conv2d layers are served.
+        plan: which layer gets what.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: plan is not a Plan.
+        ValueError: a pattern that matches no layer, or a scheme that does not fit a layer.
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"prepare: plan must be a sparseq.Plan, got {type(plan).__name__}")
+    layers = layers_of(model)
+    if not layers:
+        raise ValueError("prepare: model must hold nn.Linear or nn.Conv2d layers, got none")
+    chosen = plan.match(layers)
+    for name, wanted in chosen.items():  # all checks before the first change
+        if wanted.weight is not None:
+            _weight_quantizer(name, original_weight(layers[name]), wanted.weight)
+    new = [pair for name, wanted in chosen.items() for pair in attach(name, layers[name], wanted)]
+    update_masks(new)
+    return model
+
+
+def input_quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
+    """The fake-quantisers of inputs, by their layer's name."""
+    return {
+        name: layer.input_quantizer  # type: ignore[misc]
+        for name, layer in layers_of(model).items()
+        if hasattr(layer, "input_quantizer")
+    }
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    if isinstance(batch, Tensor):
+        model(batch)
+    elif isinstance(batch, dict):
+        model(**batch)
+    elif isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
+        model(batch[0])
+    else:
+        raise TypeError(
+            "calibrate: a batch must be a tensor, a (tensor, ...) tuple or a dict of arguments, got "
+            f"{type(batch).__name__}"
+        )
+
+
+@torch.no_grad()
+def calibrate(model: Model, batches: Iterable[Any]) -> Model:
+    """Show a prepared model data so that its inputs' ranges are known: post-training quantisation.
+
+    The model runs in eval mode with masks on and fake-quantisation off. Earlier ranges are forgotten.
+
+    Args:
+        model: prepared.
+        batches: input tensors, (input, ...) tuples of which the first goes in, or dicts of arguments.
+
+    Returns:
+        The model, in the mode it was in.
+
+    Raises:
+        ValueError: no batch, or a value that is not finite.
+        TypeError: a batch of another type.
+    """
+    every = [m for m in model.modules() if isinstance(m, FakeQuantize)]
+    inputs = [m for m in every if not m.follow]
+    modes = {module: module.training for module in model.modules()}
+    enabled = {m: m.enabled for m in every}
+    count = 0
+    try:
+        model.eval()
+        for m in inputs:
+            m.observer.reset()  # type: ignore[union-attr]
+            m.observing = True
+        for m in every:
+            m.enabled = False
+        for batch in batches:
+            _call(model, batch)
+            count += 1
+    finally:
+        for m in every:
+            m.enabled, m.observing = enabled[m], False
+        for module, training in modes.items():
+            module.training = training
+    if count == 0:
+        raise ValueError("calibrate: batches must hold at least one batch, got none")
+    for name, m in input_quantizers(model).items():
+        if m.calibrated and not torch.isfinite(m.scale).all():
+            raise ValueError(f"calibrate: the input of {name} must be finite, got an infinity")
+    return model

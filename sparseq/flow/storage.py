@@ -1,0 +1,198 @@
+"""`save` and `load`: one safetensors file with a JSON header. Nothing pickled, nothing executed.
+
+Tensors are stored by the smallest of three encodings: plain; sparse (the non-zero values and a bitmap of
+where they are, one bit an element, first element in the low bit); int4 (two to a byte, weights of at most
+four bits).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparseq import ops
+from sparseq.files import atomic_path
+from sparseq.flow.convert import set_module
+from sparseq.flow.prepare import attach, layers_of
+from sparseq.nn import InputGrid, SparseQuantLayer, integer_type
+from sparseq.packed import PackedWeight
+from sparseq.spec import Layer, Quant
+
+Model = TypeVar("Model", bound=nn.Module)
+KEY = "sparseq"
+VERSION = 1
+
+
+def _encode(name: str, tensor: Tensor, int4: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensor = tensor.detach().cpu().contiguous()
+    entry = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+    flat = tensor.flatten()
+    if flat.numel() >= 64:
+        bits = 4 if int4 else 8 * tensor.element_size()
+        nonzero = flat != 0
+        if bits * float(nonzero.float().mean()) + 1 < bits and not int4:
+            bitmap = torch.from_numpy(np.packbits(nonzero.numpy(), bitorder="little"))
+            parts = {f"{name}::values": flat[nonzero], f"{name}::bitmap": bitmap}
+            return parts, {**entry, "encoding": "sparse"}
+        if int4:
+            return {f"{name}::int4": ops.pack_int4(flat)}, {**entry, "encoding": "int4"}
+    return {name: tensor}, {**entry, "encoding": "plain"}
+
+
+def _decode(name: str, entry: dict[str, Any], parts: dict[str, Tensor], like: Tensor) -> Tensor:
+    """One tensor back; `like` says what shape and dtype the model has room for."""
+    dtype = str(like.dtype).removeprefix("torch.")
+    if entry.get("dtype") != dtype or entry.get("shape") != list(like.shape):
+        raise ValueError(
+            f"{name} must be {dtype} {list(like.shape)}, got {entry.get('dtype')} {entry.get('shape')}"
+        )
+    encoding, count = entry.get("encoding"), like.numel()
+    if encoding == "sparse":
+        values, bitmap = parts[f"{name}::values"], parts[f"{name}::bitmap"]
+        if bitmap.dtype != torch.uint8 or bitmap.numel() != (count + 7) // 8:
+            raise ValueError(f"{name}: the bitmap must have {(count + 7) // 8} bytes")
+        kept = torch.from_numpy(np.unpackbits(bitmap.numpy(), bitorder="little")).bool()
+        if bool(kept[count:].any()) or int(kept.sum()) != values.numel():
+            raise ValueError(f"{name}: the bitmap must mark {values.numel()} values")
+        tensor = torch.zeros(count, dtype=values.dtype).masked_scatter_(kept[:count], values)
+    elif encoding == "int4":
+        tensor = ops.unpack_int4(parts[f"{name}::int4"], count, like.dtype == torch.int8)
+    elif encoding == "plain":
+        tensor = parts[name]
+    else:
+        raise ValueError(f"{name}: the encoding must be plain, sparse or int4, got {encoding!r}")
+    if tensor.dtype != like.dtype or tensor.numel() != count:
+        raise ValueError(f"{name} must hold {count} values of {dtype}")
+    return tensor.reshape(like.shape)
+
+
+def _structure(model: nn.Module) -> dict[str, Any]:
+    """What `load` must do to a float model before its tensors fit."""
+    integer, prepared, states = {}, {}, {}
+    for name, module in model.named_modules():
+        if isinstance(module, SparseQuantLayer):
+            integer[name] = {
+                "weight": dataclasses.asdict(module.weight_spec),
+                "input": module.input_spec and dataclasses.asdict(module.input_spec),
+                "static": module.input_scale is not None,
+                "bias": module.bias is not None,
+            }
+        elif hasattr(module, "sparseq_layer") and not hasattr(module, "sparseq_reason"):
+            prepared[name] = module.sparseq_layer.to_dict()  # type: ignore[operator, union-attr]
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            states[name] = value
+    identities = [n for n, m in model.named_modules() if type(m) is nn.Identity]
+    biased = [n for n, m in layers_of(model).items() if m.bias is not None]
+    return {
+        "version": VERSION,
+        "integer": integer,
+        "prepared": prepared,
+        "states": states,
+        "identities": identities,
+        "biased": biased,
+    }
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a float, prepared or converted model to one safetensors file.
+
+    Args:
+        model: any; its architecture is not stored, only what sparseq did to it, and its tensors.
+        path: written aside and renamed.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    int4 = {
+        f"{name}.weight_values"
+        for name, m in model.named_modules()
+        if isinstance(m, SparseQuantLayer) and m.weight_spec.bits <= 4
+    }
+    tensors: dict[str, Tensor] = {}
+    entries: dict[str, Any] = {}
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            parts, entries[name] = _encode(name, value, name in int4)
+            tensors.update({key: part.clone() for key, part in parts.items()})
+    header = {**_structure(model), "tensors": entries}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={KEY: json.dumps(header)})
+
+
+def _restore_structure(model: nn.Module, header: dict[str, Any]) -> None:
+    layers = layers_of(model)
+    for name, entry in header["integer"].items():
+        layer = layers[name]
+        kind = integer_type(layer)
+        assert kind is not None
+        spec = Quant(**entry["weight"])
+        packed = PackedWeight.from_float(torch.zeros_like(layer.weight), spec)  # type: ignore[arg-type]
+        grid = None
+        if entry["input"] is not None:
+            scale = torch.ones(1) if entry["static"] else None
+            grid = InputGrid(Quant(**entry["input"]), scale)
+        outputs = packed.values.shape[0]
+        bias = torch.zeros(outputs) if entry["bias"] else None
+        set_module(model, name, kind(packed, bias, grid, layer))
+    for name, entry in header["prepared"].items():
+        attach(name, layers[name], Layer.from_dict(entry))
+    for name in header["identities"]:
+        set_module(model, name, nn.Identity())
+    for name in header["biased"]:
+        layer = layers[name]
+        if layer.bias is None:
+            weight: Tensor = layer.weight  # type: ignore[assignment]
+            layer.bias = nn.Parameter(weight.new_zeros(weight.shape[0]))
+
+
+def load(path: str | os.PathLike[str], model: Model) -> Model:
+    """Read what `save` wrote into a float model of the same architecture, in place.
+
+    Args:
+        path: of the file.
+        model: as the saved one was before prepare; changed only after the file proved to be sound.
+
+    Returns:
+        The model, with sparseq's modules in it; in eval mode if it was converted.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated, altered, of another version, or of another model.
+    """
+    import copy
+
+    from safetensors import SafetensorError, safe_open
+
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"load: path must name a file, got {str(path)!r}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[KEY])
+            parts = {name: file.get_tensor(name) for name in file.keys()}
+        if header["version"] != VERSION:
+            raise ValueError(f"its version must be {VERSION}, got {header['version']!r}")
+        draft = copy.deepcopy(model)
+        _restore_structure(draft, header)
+        state: dict[str, Any] = dict(header["states"])
+        for name, like in draft.state_dict().items():
+            if isinstance(like, Tensor):
+                state[name] = _decode(name, header["tensors"][name], parts, like)
+        unknown = header["tensors"].keys() - state.keys()
+        if unknown:
+            raise ValueError(f"the model has no {sorted(unknown)[0]}")
+        draft.load_state_dict(state)
+    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        detail = f"missing {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"load: {str(path)!r} does not fit this model: {detail}") from error
+    _restore_structure(model, header)
+    model.load_state_dict(state)
+    return model.eval() if header["integer"] else model

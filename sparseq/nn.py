@@ -1,0 +1,245 @@
+"""Drop-in modules that run on integers: SparseQuantLinear and SparseQuantConv2d."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparseq import ops
+from sparseq.packed import PackedWeight
+from sparseq.quant import range_to_grid
+from sparseq.spec import Quant
+
+DEFAULT_WEIGHT = Quant(axis=0)
+DEFAULT_INPUT = Quant(symmetric=False)
+
+
+@dataclass(frozen=True)
+class InputGrid:
+    """How a layer's input is quantised: the scheme, and its grid, or None for each batch's own range."""
+
+    spec: Quant
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+
+
+class SparseQuantLayer(nn.Module):
+    """What the integer modules share: the stored weight, the input's grid, and which kernel runs.
+
+    Integers run where the input has a grid and the weight has one scale an output channel; else the
+    weight is dequantised and the layer computes in float32.
+
+    Attributes:
+        weight_values: int8 or uint8.
+        weight_scale: float32 `[N]`, or `[N, groups]`.
+        weight_zero_point: int32, or None.
+        bias: float32 `[N]`, or None.
+        input_scale: float32 `[1]`, or None.
+        input_zero_point: int32 `[1]`, or None.
+    """
+
+    weight_values: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor | None
+    bias: Tensor | None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
+
+    def __init__(
+        self, weight: PackedWeight, bias: Tensor | None, grid: InputGrid | None, like: nn.Module
+    ) -> None:
+        super().__init__()
+        self.weight_spec = weight.spec
+        self.input_spec = None if grid is None else grid.spec
+        self.arguments = self.arguments_of(like)
+        self.register_buffer("weight_values", weight.values)
+        self.register_buffer("weight_scale", weight.scale)
+        self.register_buffer("weight_zero_point", weight.zero_point)
+        self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
+        static = grid is not None and grid.scale is not None
+        self.register_buffer("input_scale", grid.scale.reshape(1) if static else None)  # type: ignore[union-attr]
+        zero = grid.zero_point if static else None  # type: ignore[union-attr]
+        if static and zero is None:
+            zero = torch.zeros(1, dtype=torch.int32)
+        self.register_buffer("input_zero_point", None if zero is None else zero.reshape(1))
+        self.train(False)
+
+    @staticmethod
+    def arguments_of(like: nn.Module) -> dict[str, Any]:
+        """What the layer's function needs beside weight and bias."""
+        return {}
+
+    @staticmethod
+    def refusal(layer: nn.Module) -> str | None:
+        """Why this kind of layer cannot run on integers, or None."""
+        return None
+
+    @classmethod
+    def from_float(
+        cls,
+        layer: nn.Module,
+        weight: Quant = DEFAULT_WEIGHT,
+        input: Quant | None = DEFAULT_INPUT,
+        scale: Tensor | None = None,
+        zero_point: Tensor | None = None,
+    ) -> SparseQuantLayer:
+        """Quantise a float layer over its weight's own range.
+
+        Args:
+            layer: the float module; left as it is.
+            weight: the weight's scheme, with axis 0 or None.
+            input: the input's scheme, per tensor; None computes in float on the stored weight.
+            scale: the input's scale (float32, one element); None takes each batch's own range.
+            zero_point: the input's zero point (int32), with scale.
+
+        Raises:
+            TypeError: layer is of another kind.
+            ValueError: a layer or scheme that cannot be served.
+        """
+        if not isinstance(layer, cls.float_type):  # type: ignore[attr-defined]
+            wanted = cls.float_type.__name__  # type: ignore[attr-defined]
+            raise TypeError(
+                f"{cls.__name__}.from_float: layer must be nn.{wanted}, got {type(layer).__name__}"
+            )
+        refusal = cls.refusal(layer)
+        if refusal:
+            raise ValueError(f"{cls.__name__}.from_float: {refusal}")
+        if weight.axis not in (0, None):
+            raise ValueError(
+                f"{cls.__name__}.from_float: weight must have axis 0 or None, got {weight.axis}"
+            )
+        packed = PackedWeight.from_float(layer.weight, weight)  # type: ignore[arg-type]
+        grid = None if input is None else InputGrid(input, scale, zero_point)
+        return cls(packed, layer.bias, grid, layer)  # type: ignore[arg-type]
+
+    @property
+    def integer(self) -> bool:
+        """Whether the integer kernel runs."""
+        return self.input_spec is not None and self.weight_scale.dim() == 1
+
+    def packed(self) -> PackedWeight:
+        """The stored weight."""
+        return PackedWeight(
+            self.weight_values, self.weight_scale, self.weight_zero_point, self.weight_spec
+        )
+
+    def quantize_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """X as integers, with scale and zero point, each of one element."""
+        spec = self.input_spec
+        assert spec is not None
+        if self.input_scale is not None and self.input_zero_point is not None:
+            scale, zero_point = self.input_scale, self.input_zero_point
+        else:
+            scale, zero_point = range_to_grid(*ops.minmax(x), spec)
+        q = ops.quantize(x, scale, zero_point, spec.quant_min, spec.quant_max)
+        return q, scale, zero_point
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the float layer; the result has x's dtype."""
+        if self.integer:
+            q, scale, zero_point = self.quantize_input(x)
+            y = self.integer_kernel(q, self.weight_scale * scale, zero_point)
+        else:
+            if self.input_spec is not None:
+                q, scale, zero_point = self.quantize_input(x)
+                x = ops.dequantize(q, scale, zero_point, dtype=x.dtype)
+            y = self.float_kernel(x.float(), self.packed().dequantize())
+        return y.to(x.dtype)
+
+    def integer_kernel(self, q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """The integer op on a quantised input."""
+        raise TypeError(f"{type(self).__name__} has no integer kernel")
+
+    def float_kernel(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The float function on the dequantised weight."""
+        raise TypeError(f"{type(self).__name__} has no float kernel")
+
+    def extra_repr(self) -> str:
+        """Shape and schemes, for print(model)."""
+        return f"{list(self.weight_values.shape)}, weight={self.weight_spec}, input={self.input_spec}"
+
+
+class SparseQuantLinear(SparseQuantLayer):
+    """Linear on a stored quantised weight: `y = x W^T + b`, INT8 products with an exact int32 sum.
+
+    Shapes as nn.Linear; see `sparseq.ops.int8_linear`. Made by `from_float` or by `convert`.
+    """
+
+    float_type = nn.Linear
+
+    def integer_kernel(self, q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """`sparseq.ops.int8_linear`."""
+        return ops.int8_linear(
+            q, self.weight_values, scale, zero_point, self.weight_zero_point, self.bias
+        )
+
+    def float_kernel(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`functional.linear`."""
+        return functional.linear(x, weight, self.bias)
+
+
+class SparseQuantConv2d(SparseQuantLayer):
+    """Conv2d on a stored quantised weight, INT8 products with an exact int32 sum.
+
+    Shapes as nn.Conv2d, zero padding; see `sparseq.ops.int8_conv2d`. Made by `from_float` or by
+    `convert`.
+    """
+
+    float_type = nn.Conv2d
+
+    @staticmethod
+    def arguments_of(like: nn.Module) -> dict[str, Any]:
+        """Stride, padding, dilation, groups."""
+        assert isinstance(like, nn.Conv2d)
+        after_before = like._reversed_padding_repeated_twice  # [w, w, h, h], numbers also for "same"
+        return {
+            "stride": list(like.stride),
+            "padding": [after_before[2], after_before[0]],
+            "dilation": list(like.dilation),
+            "groups": like.groups,
+        }
+
+    @staticmethod
+    def refusal(layer: nn.Module) -> str | None:
+        """Padding other than zeros, or other on one side than on the other."""
+        assert isinstance(layer, nn.Conv2d)
+        if layer.padding_mode != "zeros":
+            return f"padding_mode must be 'zeros', got {layer.padding_mode!r}"
+        left, right, top, bottom = layer._reversed_padding_repeated_twice
+        if left != right or top != bottom:
+            return f"padding must be equal on both sides, got {layer.padding!r}"
+        return None
+
+    def integer_kernel(self, q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """`sparseq.ops.int8_conv2d`."""
+        return ops.int8_conv2d(
+            q,
+            self.weight_values,
+            scale,
+            zero_point,
+            self.weight_zero_point,
+            self.bias,
+            **self.arguments,
+        )
+
+    def float_kernel(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`functional.conv2d`."""
+        return functional.conv2d(x, weight, self.bias, **self.arguments)
+
+
+INTEGER_LAYERS: dict[type[nn.Module], type[SparseQuantLayer]] = {
+    nn.Linear: SparseQuantLinear,
+    nn.Conv2d: SparseQuantConv2d,
+}
+
+
+def integer_type(layer: nn.Module) -> type[SparseQuantLayer] | None:
+    """The integer module for a float layer, or None."""
+    for float_type, kind in INTEGER_LAYERS.items():
+        if isinstance(layer, float_type):
+            return kind
+    return None

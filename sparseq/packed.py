@@ -1,0 +1,82 @@
+"""A quantised weight as it is stored: integers, scales, zero points. A plain object, no tensor subclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sparseq import ops
+from sparseq.quant import range_to_grid
+from sparseq.spec import Quant
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """`weight = (values - zero_point) * scale`.
+
+    Args:
+        values: int8 (signed) or uint8, the weight's shape `[N, ...]`.
+        scale: float32: `[N]`, or `[N, groups]` with a group size.
+        zero_point: int32, as scale in shape; None for zeros.
+        spec: the scheme.
+    """
+
+    values: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    spec: Quant
+
+    @classmethod
+    def from_float(cls, weight: Tensor, spec: Quant) -> PackedWeight:
+        """Quantise a float weight over its own range."""
+        weight = weight.detach().float()
+        low, high = ops.minmax(weight, spec.axis, spec.group_size)
+        scale, zero_point = range_to_grid(low, high, spec)
+        q = ops.quantize(
+            weight, scale, zero_point, spec.quant_min, spec.quant_max, spec.axis, spec.group_size
+        )
+        return cls.from_integers(q, scale, zero_point, spec)
+
+    @classmethod
+    def from_integers(
+        cls, values: Tensor, scale: Tensor, zero_point: Tensor, spec: Quant
+    ) -> PackedWeight:
+        """From integers and their grid; one scale for all becomes one per output channel."""
+        if scale.dim() == 0:
+            scale, zero_point = scale.expand(values.shape[0]), zero_point.expand(values.shape[0])
+        zero = None if spec.symmetric else zero_point.contiguous()
+        return cls(values.contiguous(), scale.contiguous(), zero, spec)
+
+    def dequantize(self) -> Tensor:
+        """The float32 weight."""
+        return ops.dequantize(
+            self.values, self.scale, self.zero_point, axis=0, group_size=self.spec.group_size
+        )
+
+    def scaled(self, factor: Tensor) -> PackedWeight:
+        """Each output channel times a factor of any sign: only scales change, integers at most mirror.
+
+        A negative factor mirrors the integers in their range, which is exact; a zero factor leaves
+        the channel's integers at its zero point.
+
+        Args:
+            factor: `[N]`.
+        """
+        low, high = self.spec.quant_min, self.spec.quant_max
+        per_row = [-1] + [1] * (self.values.dim() - 1)
+        negative, none = (factor < 0).reshape(per_row), (factor == 0).reshape(per_row)
+        values = self.values.int()
+        values = (low + high - values).where(negative, values)
+        zero = self.zero_point
+        per_scale = [-1] + [1] * (self.scale.dim() - 1)
+        if zero is not None:
+            zero = (low + high - zero).where((factor < 0).reshape(per_scale), zero)
+            centre = zero if zero.dim() == 1 else zero.float().mean(1).round().int()
+            values = centre.reshape(per_row).expand_as(values).where(none, values)
+        else:
+            values = values.masked_fill(none, 0)
+        magnitude = factor.abs().where(factor != 0, factor.new_ones(()))
+        return PackedWeight(
+            values.to(self.values.dtype), self.scale * magnitude.reshape(per_scale), zero, self.spec
+        )

@@ -1,0 +1,1 @@
+"""The exercise: data, models, a plain training loop, the eight variants and their report."""

@@ -1,0 +1,262 @@
+"""What to do with which layer: small frozen dataclasses, checked on construction, with a JSON round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+OBSERVERS = ("minmax", "moving_average")
+
+
+def _check(condition: bool, owner: str, argument: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{owner}: {argument} must be {expected}, got {got!r}")
+
+
+def _whole(value: object, low: int, high: int | None = None) -> bool:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return value >= low and (high is None or value <= high)
+
+
+@dataclass(frozen=True)
+class Quant:
+    """An affine quantisation scheme: `q = clamp(rne(x / scale) + zero_point, quant_min, quant_max)`.
+
+    Args:
+        bits: 2 to 8.
+        signed: integers in [-2^(bits-1), 2^(bits-1) - 1], else in [0, 2^bits - 1].
+        symmetric: zero_point = 0; signed ranges are then narrow, [-(2^(bits-1) - 1), 2^(bits-1) - 1].
+        axis: one scale per index of this axis (0: per output channel of a weight), or None for one.
+        group_size: one scale per this many neighbours of each channel's elements, or None; sets
+            axis to 0 where it is None.
+        observer: "minmax" or "moving_average" (exponential, of each batch's range).
+        learned: scale (and, if not symmetric, zero point) become parameters: LSQ and LSQ+.
+
+    Raises:
+        ValueError: a value outside of the above.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+    axis: int | None = None
+    group_size: int | None = None
+    observer: str = "minmax"
+    learned: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check(_whole(self.bits, 2, 8), "Quant", "bits", "a whole number from 2 to 8", self.bits)
+        for name in ("signed", "symmetric", "learned"):
+            value = getattr(self, name)
+            _check(isinstance(value, bool), "Quant", name, "True or False", value)
+        _check(
+            self.axis is None or _whole(self.axis, -8, 8), "Quant", "axis", "an axis or None", self.axis
+        )
+        group = self.group_size
+        _check(
+            group is None or _whole(group, 1), "Quant", "group_size", "at least 1 or None", group
+        )
+        _check(
+            self.observer in OBSERVERS, "Quant", "observer", f"one of {OBSERVERS}", self.observer
+        )
+        if group is not None and self.axis is None:
+            object.__setattr__(self, "axis", 0)
+
+    @property
+    def quant_min(self) -> int:
+        """Least integer."""
+        if not self.signed:
+            return 0
+        return -(2 ** (self.bits - 1)) + (1 if self.symmetric else 0)
+
+    @property
+    def quant_max(self) -> int:
+        """Greatest integer."""
+        return int(2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1)
+
+
+@dataclass(frozen=True)
+class NM:
+    """Fine-grained structured sparsity: of every m neighbours along the input, n are kept.
+
+    Along input features of a linear layer, along input channels for each tap of a convolution.
+    NM(2, 4) is what 2:4 hardware and kernels take. Layers whose input is not a multiple of m stay
+    dense.
+
+    Raises:
+        ValueError: unless 1 <= n < m.
+    """
+
+    n: int = 2
+    m: int = 4
+
+    def __post_init__(self) -> None:
+        """Check n and m."""
+        _check(_whole(self.m, 2), "NM", "m", "a whole number of at least 2", self.m)
+        _check(_whole(self.n, 1, self.m - 1), "NM", "n", f"from 1 to m - 1 = {self.m - 1}", self.n)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros."""
+        return 1 - self.n / self.m
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Unstructured magnitude sparsity: the `sparsity` share of least magnitude becomes zero.
+
+    Args:
+        sparsity: share of zeros, in [0, 1).
+        scope: "global" ranks all layers of this sparsity together, "local" each on its own.
+
+    Raises:
+        ValueError: a value outside of the above.
+    """
+
+    sparsity: float = 0.5
+    scope: str = "global"
+
+    def __post_init__(self) -> None:
+        """Check sparsity and scope."""
+        value = self.sparsity
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _check(number and 0 <= value < 1, "Unstructured", "sparsity", "in [0, 1)", value)
+        scopes = ("global", "local")
+        _check(self.scope in scopes, "Unstructured", "scope", f"one of {scopes}", self.scope)
+
+
+Sparsity = NM | Unstructured
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What happens to one layer: its weight's and its input's quantisation, its weight's sparsity.
+
+    A field that is None leaves that part of the layer as it is.
+
+    Raises:
+        ValueError: a field of another type, or an input scheme that is not per tensor.
+    """
+
+    weight: Quant | None = None
+    input: Quant | None = None
+    sparsity: Sparsity | None = None
+
+    def __post_init__(self) -> None:
+        """Check the types of the fields."""
+        for name in ("weight", "input"):
+            value = getattr(self, name)
+            _check(value is None or isinstance(value, Quant), "Layer", name, "a Quant or None", value)
+        _check(
+            self.sparsity is None or isinstance(self.sparsity, (NM, Unstructured)),
+            "Layer",
+            "sparsity",
+            "NM, Unstructured or None",
+            self.sparsity,
+        )
+        _check(
+            self.input is None or (self.input.axis is None and self.input.group_size is None),
+            "Layer",
+            "input",
+            "per tensor (axis and group_size None)",
+            self.input,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; the inverse of `from_dict`."""
+        result: dict[str, Any] = {}
+        for name in ("weight", "input", "sparsity"):
+            value = getattr(self, name)
+            if value is not None:
+                result[name] = {"type": type(value).__name__, **dataclasses.asdict(value)}
+        return result
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Layer:
+        """Build a Layer from `to_dict`'s result; ValueError on anything unknown."""
+        types = {"Quant": Quant, "NM": NM, "Unstructured": Unstructured}
+        fields = {}
+        for name, value in values.items():
+            _check(name in ("weight", "input", "sparsity"), "Layer", "field", "a known name", name)
+            _check(
+                isinstance(value, Mapping) and value.get("type") in types,
+                "Layer",
+                name,
+                f"an object with type one of {sorted(types)}",
+                value,
+            )
+            arguments = {key: item for key, item in value.items() if key != "type"}
+            try:
+                fields[name] = types[value["type"]](**arguments)
+            except TypeError as error:
+                raise ValueError(f"Layer: {name}: {error}") from None
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which layers get what: fnmatch patterns of layer names, the last match wins.
+
+    `Plan({"*": Layer(...), "fc": None})` serves every layer but fc. A Layer serves those layers
+    that can take it; None leaves a layer alone.
+
+    Raises:
+        ValueError: no rule, or a rule that is not a pattern with a Layer or None.
+    """
+
+    rules: Mapping[str, Layer | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check and copy the rules."""
+        _check(
+            isinstance(self.rules, Mapping) and len(self.rules) > 0,
+            "Plan",
+            "rules",
+            'a mapping with at least one pattern, such as {"*": Layer(...)}',
+            self.rules,
+        )
+        for pattern, layer in self.rules.items():
+            _check(isinstance(pattern, str), "Plan", "pattern", "a string", pattern)
+            _check(
+                layer is None or isinstance(layer, Layer), "Plan", pattern, "a Layer or None", layer
+            )
+        object.__setattr__(self, "rules", dict(self.rules))
+
+    def match(self, names: Iterable[str]) -> dict[str, Layer]:
+        """The Layer of each name that has one, in the order of names.
+
+        Raises:
+            ValueError: a pattern that matches none of the names.
+        """
+        names = list(names)
+        chosen: dict[str, Layer | None] = {}
+        for pattern, layer in self.rules.items():
+            hits = fnmatch.filter(names, pattern)
+            if not hits:
+                raise ValueError(
+                    f"Plan: pattern {pattern!r} matches no layer; the layers are {', '.join(names)}"
+                )
+            chosen.update(dict.fromkeys(hits, layer))
+        return {name: layer for name in names if (layer := chosen.get(name)) is not None}
+
+    def to_json(self) -> str:
+        """The plan as JSON text, order kept."""
+        rules = {p: layer and layer.to_dict() for p, layer in self.rules.items()}
+        return json.dumps({"version": 1, "rules": rules})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The inverse of `to_json`; ValueError on malformed or unknown content."""
+        try:
+            values = json.loads(text)
+            rules = values["rules"].items()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError(f"Plan: text must be JSON of to_json(), got {text[:80]!r}") from None
+        _check(values.get("version") == 1, "Plan", "version", "1", values.get("version"))
+        return cls({p: None if v is None else Layer.from_dict(v) for p, v in rules})
