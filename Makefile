@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+CSRC := $(shell find csrc -type f)
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test build lint format bench cuda-check clean
+
+demo: $(VENV)/.installed
+	$(RUN)/python -m sparseq demo --out out $(ARGS)
+
+test: $(VENV)/.installed
+	$(RUN)/python -m pytest $(ARGS)
+
+# incremental rebuild of the extension while working on csrc/
+build: $(VENV)/.torch
+	$(RUN)/python setup.py -q build_ext --inplace
+	touch $(VENV)/.installed
+
+lint: $(VENV)/.installed
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
+
+format: $(VENV)/.installed
+	$(RUN)/ruff format .
+	$(RUN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
+
+bench: $(VENV)/.installed
+	$(RUN)/python benchmarks/run.py $(ARGS)
+
+cuda-check: $(VENV)/.installed
+	$(RUN)/python tools/cuda_check.py
+
+clean:
+	rm -rf build out *.egg-info sparseq/*.so
+	rm -f $(VENV)/.installed
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install torch==2.14.1 torchvision==0.29.1 "setuptools>=77" "pybind11>=2.13" ninja
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
+	$(RUN)/pip install --no-build-isolation -e ".[dev]"
+	touch $@

@@ -1,0 +1,301 @@
+"""Every op against its peers, in one run: `make bench`.
+
+Each row is checked against `sparseq.reference` first. Peers are timed inside pytest-benchmark's setup of
+each round, so that ours and theirs alternate; medians are compared. Results go to benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from sparseq import ops, reference
+
+SIZE = 4096
+ROUNDS = 15
+raw = torch.ops.sparseq
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    ours: Callable[[], object]
+    check: Callable[[], bool]
+    peers: dict[str, Callable[[], object]] = field(default_factory=dict)
+    reset: Callable[[], None] = lambda: None
+    moved: int = 0  # bytes read and written at least
+
+
+class _Inputs:
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.x = torch.randn(SIZE, SIZE)
+        self.small = torch.randn(256, 384)
+        self.grad = torch.randn_like(self.x)
+        self.out = torch.empty_like(self.x)
+        self.scale = torch.tensor(0.02)
+        self.scales = torch.rand(SIZE) * 0.01 + 0.015
+        self.zeros = torch.zeros(SIZE, dtype=torch.int32)
+        self.q = ops.quantize(self.x, self.scale, None, -128, 127)
+        self.nibbles = ops.quantize(self.x, self.scale, None, -8, 7)
+        self.packed = ops.pack_int4(self.nibbles)
+        with warnings.catch_warnings():  # a peer still, though deprecated; it warns once
+            warnings.simplefilter("ignore")
+            self.torch_q = torch.quantize_per_tensor(self.x, 0.02, 0, torch.qint8)
+        self.leaf = self.x.clone().requires_grad_()
+        self.learned = torch.tensor([0.02], requires_grad=True)
+        self.learned_channels = self.scales.clone().requires_grad_()
+        self.learned_zero = torch.zeros(1, requires_grad=True)
+        self.tokens = torch.randint(-128, 128, (128, 1024), dtype=torch.int8)
+        self.weight = torch.randint(-127, 128, (1024, 1024), dtype=torch.int8)
+        self.image = torch.randint(-128, 128, (1, 64, 56, 56), dtype=torch.int8)
+        self.taps = torch.randint(-127, 128, (64, 64, 3, 3), dtype=torch.int8)
+        self.ones = torch.ones(1024)
+
+    def reset(self) -> None:
+        """What is freed belongs to no one's time."""
+        for leaf in (self.leaf, self.learned, self.learned_channels, self.learned_zero):
+            leaf.grad = None
+
+    def backward(self, y: torch.Tensor) -> None:
+        y.backward(self.grad)
+
+
+def _equal(ours: object, theirs: object) -> bool:
+    if isinstance(ours, tuple):
+        return all(_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    return torch.equal(ours, theirs)
+
+
+def rows() -> dict[str, list[Row]]:
+    i = _Inputs()
+    size = i.x.numel() * 4
+    tensor, channel = (i.scale, None, -128, 127), (i.scales, i.zeros, -128, 127, 0)
+    small = (torch.tensor(0.02), None, -128, 127)
+    copy = {"copy to fresh memory": lambda: i.x.clone(), "copy in place": lambda: i.out.copy_(i.x)}
+
+    def same(name: str, *arguments: object) -> Callable[[], bool]:
+        return lambda: _equal(getattr(ops, name)(*arguments), getattr(reference, name)(*arguments))
+
+    def same_raw(name: str, *arguments: object) -> Callable[[], bool]:
+        return lambda: _equal(getattr(raw, name)(*arguments), getattr(reference, name)(*arguments))
+
+    def learned_close() -> bool:
+        arguments = (torch.randn_like(i.small), i.small, *small, None, None, 1.0)
+        ours = raw.fake_quantize_learned_backward(*arguments)
+        theirs = reference.fake_quantize_learned_backward(*arguments)
+        return torch.equal(ours[0], theirs[0]) and torch.allclose(ours[1], theirs[1], rtol=1e-4)
+
+    back = (i.grad, i.x, *tensor, None, None)
+    conv = [1, 1], [1, 1], [1, 1], 1
+    return {
+        "quantize": [
+            Row(
+                "quantize per tensor",
+                lambda: ops.quantize(i.x, *tensor),
+                same("quantize", i.small, *small),
+                {"torch.quantize_per_tensor": lambda: torch.quantize_per_tensor(i.x, 0.02, 0, torch.qint8)},
+                moved=size + size // 4,
+            )
+        ],
+        "dequantize": [
+            Row(
+                "dequantize per tensor",
+                lambda: ops.dequantize(i.q, i.scale, None),
+                same("dequantize", ops.quantize(i.small, *small), i.scale, None),
+                {"torch dequantize": lambda: i.torch_q.dequantize()},
+                moved=size + size // 4,
+            )
+        ],
+        "fake_quantize": [
+            Row(
+                "fake_quantize per tensor",
+                lambda: ops.fake_quantize(i.x, *tensor),
+                same("fake_quantize", i.small, *small),
+                {
+                    "torch": lambda: torch.fake_quantize_per_tensor_affine(i.x, 0.02, 0, -128, 127),
+                    **copy,
+                },
+                moved=2 * size,
+            ),
+            Row(
+                "fake_quantize per channel",
+                lambda: ops.fake_quantize(i.x, *channel),
+                same("fake_quantize", i.x, *channel),
+                {
+                    "torch": lambda: torch.fake_quantize_per_channel_affine(
+                        i.x, i.scales, i.zeros, 0, -128, 127
+                    ),
+                    **copy,
+                },
+                moved=2 * size,
+            ),
+            Row(
+                "fake_quantize forward+backward per tensor",
+                lambda: i.backward(ops.fake_quantize(i.leaf, *tensor)),
+                same("fake_quantize", i.small, *small),
+                {
+                    "torch": lambda: i.backward(
+                        torch.fake_quantize_per_tensor_affine(i.leaf, 0.02, 0, -128, 127)
+                    ),
+                    **copy,
+                },
+                i.reset,
+                moved=5 * size,
+            ),
+            Row(
+                "fake_quantize forward+backward per channel",
+                lambda: i.backward(ops.fake_quantize(i.leaf, *channel)),
+                same("fake_quantize", i.x, *channel),
+                {
+                    "torch": lambda: i.backward(
+                        torch.fake_quantize_per_channel_affine(
+                            i.leaf, i.scales, i.zeros, 0, -128, 127
+                        )
+                    ),
+                    **copy,
+                },
+                i.reset,
+                moved=5 * size,
+            ),
+            Row(
+                "fake_quantize forward+backward learned scale",
+                lambda: i.backward(
+                    ops.fake_quantize(i.leaf, i.learned, i.learned_zero, -128, 127)
+                ),
+                learned_close,
+                {
+                    "torch": lambda: i.backward(
+                        torch._fake_quantize_learnable_per_tensor_affine(
+                            i.leaf, i.learned, i.learned_zero, -128, 127, 1.0
+                        )
+                    ),
+                    **copy,
+                },
+                i.reset,
+                moved=5 * size,
+            ),
+            Row(
+                "fake_quantize forward+backward learned scales per channel",
+                lambda: i.backward(
+                    ops.fake_quantize(i.leaf, i.learned_channels, None, -128, 127, 0)
+                ),
+                learned_close,
+                {
+                    "torch": lambda: i.backward(
+                        torch._fake_quantize_learnable_per_channel_affine(
+                            i.leaf, i.learned_channels, torch.zeros(SIZE), 0, -128, 127, 1.0
+                        )
+                    ),
+                    **copy,
+                },
+                i.reset,
+                moved=5 * size,
+            ),
+        ],
+        "fake_quantize_backward": [
+            Row(
+                "fake_quantize_backward",
+                lambda: raw.fake_quantize_backward(*back),
+                same_raw("fake_quantize_backward", i.small, i.small, *small, None, None),
+                copy,
+                moved=3 * size,
+            )
+        ],
+        "fake_quantize_learned_backward": [
+            Row(
+                "fake_quantize_learned_backward",
+                lambda: raw.fake_quantize_learned_backward(*back, 1.0),
+                learned_close,
+                copy,
+                moved=3 * size,
+            )
+        ],
+        "minmax": [
+            Row(
+                "minmax per tensor",
+                lambda: ops.minmax(i.x),
+                same("minmax", i.small),
+                {"torch.aminmax": lambda: torch.aminmax(i.x)},
+                moved=size,
+            ),
+            Row(
+                "minmax per channel",
+                lambda: ops.minmax(i.x, 0),
+                same("minmax", i.small, 0),
+                {"torch.aminmax(dim=1)": lambda: torch.aminmax(i.x, dim=1)},
+                moved=size,
+            ),
+        ],
+        "pack_int4": [
+            Row(
+                "pack_int4",
+                lambda: ops.pack_int4(i.nibbles),
+                same("pack_int4", i.nibbles),
+                moved=size // 4 + size // 8,
+            )
+        ],
+        "unpack_int4": [
+            Row(
+                "unpack_int4",
+                lambda: ops.unpack_int4(i.packed, SIZE),
+                lambda: torch.equal(ops.unpack_int4(i.packed, SIZE), i.nibbles),
+                moved=size // 4 + size // 8,
+            )
+        ],
+        "int8_linear": [
+            Row(
+                "int8_linear 128x1024->1024",
+                lambda: ops.int8_linear(i.tokens, i.weight, i.ones),
+                same("int8_linear", i.tokens, i.weight, i.ones, None, None, None),
+                {
+                    "torch float32": lambda a=i.tokens.float(), w=i.weight.float(): (
+                        torch.nn.functional.linear(a, w)
+                    )
+                },
+            )
+        ],
+        "int8_conv2d": [
+            Row(
+                "int8_conv2d 64->64 3x3 at 56x56",
+                lambda: raw.int8_conv2d(i.image, i.taps, i.ones[:64], None, None, None, *conv),
+                same_raw("int8_conv2d", i.image, i.taps, i.ones[:64], None, None, None, *conv),
+                {
+                    "torch float32": lambda a=i.image.float(), w=i.taps.float(): (
+                        torch.nn.functional.conv2d(a, w, padding=1)
+                    )
+                },
+            )
+        ],
+    }
+
+
+ROWS = rows()
+
+
+@pytest.mark.parametrize(
+    "row", [row for group in ROWS.values() for row in group], ids=lambda row: row.name
+)
+def test_row(row: Row, benchmark) -> None:  # type: ignore[no-untyped-def]
+    torch.set_num_threads(2)
+    assert row.check(), f"{row.name} differs from its reference"
+    times: dict[str, list[float]] = {name: [] for name in row.peers}
+
+    def peers() -> None:
+        for name, peer in row.peers.items():
+            row.reset()
+            start = time.perf_counter()
+            result = peer()
+            times[name].append(time.perf_counter() - start)
+            del result
+        row.reset()
+
+    benchmark.pedantic(row.ours, setup=peers, rounds=ROUNDS, warmup_rounds=2)
+    benchmark.extra_info["moved"] = row.moved
+    benchmark.extra_info["peers"] = {n: statistics.median(t[2:]) for n, t in times.items()}

@@ -1,0 +1,65 @@
+"""Run a benchmark file and write benchmarks/results/<name>.{json,md}, stamped with the environment.
+
+usage: run.py [ops]
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from sparseq import bench
+from sparseq.files import atomic_path
+
+HERE = Path(__file__).parent
+
+
+def table(results: list[dict]) -> str:
+    """Medians in ms; how many times faster than each peer; share of the copy bandwidth."""
+    lines = ["| work | sparseq ms | peer | peer ms | ratio | GB/s |", "|---|---|---|---|---|---|"]
+    for result in results:
+        ours = result["stats"]["median"]
+        info = result["extra_info"]
+        rate = f"{info['moved'] / ours / 1e9:.1f}" if info["moved"] else ""
+        name = result["params"] and result["name"].removeprefix("test_row[").removesuffix("]")
+        peers = info["peers"] or {"": None}
+        for number, (peer, theirs) in enumerate(peers.items()):
+            first = number == 0
+            lines.append(
+                f"| {name if first else ''} | {f'{ours * 1e3:.2f}' if first else ''} | {peer} | "
+                f"{'' if theirs is None else f'{theirs * 1e3:.2f}'} | "
+                f"{'' if theirs is None else f'{theirs / ours:.2f}x'} | {rate if first else ''} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "ops"
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [sys.executable, "-m", "pytest", "-q", str(HERE / f"{name}.py")]
+        subprocess.run([*command, f"--benchmark-json={file.name}"], check=True)
+        results = json.load(open(file.name))["benchmarks"]
+    stamp = bench.environment()
+    kept = [
+        {
+            "work": r["name"].removeprefix("test_row[").removesuffix("]"),
+            "median_s": r["stats"]["median"],
+            "rounds": r["stats"]["rounds"],
+            **r["extra_info"],
+        }
+        for r in results
+    ]
+    with atomic_path(HERE / "results" / f"{name}.json") as path:
+        path.write_text(json.dumps({"environment": stamp, "results": kept}, indent=1) + "\n")
+    about = "\n".join(f"- {key}: {value}" for key, value in stamp.items())
+    text = f"# {name}\n\nMedians, ours and peers alternating; `make bench`.\n\n{table(results)}\n\n{about}\n"
+    with atomic_path(HERE / "results" / f"{name}.md") as path:
+        path.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
