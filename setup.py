@@ -21,7 +21,9 @@ def cuda_home() -> str | None:
     nvcc = shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '')}/bin:{os.environ['PATH']}")
     if nvcc is None:
         return None
-    dry = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
+    dry = subprocess.run(
+        [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True
+    )
     top = re.search(r"TOP=(\S+)", dry.stderr)
     return str(Path(top[1]).resolve()) if top else None
 
@@ -30,15 +32,17 @@ home = cuda_home()
 if home:
     os.environ["CUDA_HOME"] = home
 
-import torch  # noqa: E402
-from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
+import torch
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
 wanted = os.environ.get("SPARSEQ_CUDA", "auto")
 if wanted not in ("auto", "0", "1"):
     raise SystemExit(f"SPARSEQ_CUDA must be auto, 0 or 1, got {wanted!r}")
 possible = home is not None and torch.version.cuda is not None
 if wanted == "1" and not possible:
-    raise SystemExit(f"SPARSEQ_CUDA=1 needs nvcc (found: {home}) and a CUDA torch (its CUDA: {torch.version.cuda})")
+    raise SystemExit(
+        f"SPARSEQ_CUDA=1 needs nvcc (found: {home}) and a CUDA torch (its CUDA: {torch.version.cuda})"
+    )
 with_cuda = wanted == "1" or (wanted == "auto" and possible)
 
 sources = sorted(str(p) for p in Path("csrc").rglob("*.cpp"))
@@ -57,7 +61,14 @@ if with_cuda:
         ("SPARSEQ_CUDA_VERSION", f'"{torch.version.cuda}"'),
         ("SPARSEQ_CUDA_ARCHITECTURES", f'"{architectures}"'),
     ]
-    flags["nvcc"] = ["-std=c++20", "-O3", "--fmad=false", "-lineinfo", "-Xcompiler", "-fvisibility=hidden"]
+    flags["nvcc"] = [
+        "-std=c++20",
+        "-O3",
+        "--fmad=false",
+        "-lineinfo",
+        "-Xcompiler",
+        "-fvisibility=hidden",
+    ]
 
 extension = CUDAExtension if with_cuda else CppExtension
 setup(

@@ -100,7 +100,11 @@ def rows() -> dict[str, list[Row]]:
                 "quantize per tensor",
                 lambda: ops.quantize(i.x, *tensor),
                 same("quantize", i.small, *small),
-                {"torch.quantize_per_tensor": lambda: torch.quantize_per_tensor(i.x, 0.02, 0, torch.qint8)},
+                {
+                    "torch.quantize_per_tensor": lambda: torch.quantize_per_tensor(
+                        i.x, 0.02, 0, torch.qint8
+                    )
+                },
                 moved=size + size // 4,
             )
         ],
@@ -166,9 +170,7 @@ def rows() -> dict[str, list[Row]]:
             ),
             Row(
                 "fake_quantize forward+backward learned scale",
-                lambda: i.backward(
-                    ops.fake_quantize(i.leaf, i.learned, i.learned_zero, -128, 127)
-                ),
+                lambda: i.backward(ops.fake_quantize(i.leaf, i.learned, i.learned_zero, -128, 127)),
                 learned_close,
                 {
                     "torch": lambda: i.backward(

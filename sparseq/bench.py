@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparseq.nn import SparseQuantLayer
+
 __all__ = ["Latency", "accuracy", "compare", "environment", "latency", "size_mb", "sparsity"]
 
 
@@ -179,6 +181,37 @@ def size_mb(path: str | os.PathLike[str]) -> float:
     return Path(path).stat().st_size / 1e6
 
 
+def sparsity(model: nn.Module) -> float:
+    """Return the share of exact zeros among the weights of all linear and convolution layers.
+
+    Of a prepared layer the weight as it computes with counts, masked and rounded; of a converted
+    one the stored integers, where they stand for zero. Biases and norms do not count.
+
+    Args:
+        model: float, prepared or converted.
+
+    Returns:
+        The share, 0 to 1.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    zeros = total = 0
+    with _evaluating(model), torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, SparseQuantLayer):
+                weight = module.packed().dequantize()
+            elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                weight = module.weight
+            else:
+                continue
+            zeros += int((weight == 0).sum())
+            total += weight.numel()
+    if total == 0:
+        raise ValueError("sparsity: model must have a linear or convolution layer, got none")
+    return zeros / total
+
+
 def environment() -> dict[str, str]:
     """Return what a report must say of where it was made.
 
@@ -254,7 +287,3 @@ def _commit(root: Path) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def sparsity(model: nn.Module) -> float:
-    raise NotImplementedError

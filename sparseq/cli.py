@@ -51,7 +51,7 @@ def _user_errors() -> Iterator[None]:
 @app.command()
 def env() -> None:
     """Print versions, CPU, build and kernels: what a bug report needs."""
-    from sparseq import _C, bench
+    from sparseq import _C, bench, ops
 
     console = Console()
     facts = {name: _version(name) for name in ("sparseq", "torch", "torchvision")}
@@ -68,10 +68,10 @@ def env() -> None:
     for name, value in facts.items():
         console.print(f"{name:<{width}}  {value}", highlight=False, markup=False, soft_wrap=True)
     kernels = Table(title="kernels", box=box.SIMPLE_HEAD, title_justify="left")
-    for column in ("op", "isa", "dtypes"):
+    for column in ("op", "CPU", "CUDA"):
         kernels.add_column(column)
-    for entry in _C.kernel_table():
-        kernels.add_row(*map(str, entry))
+    for op, devices in ops.kernels().items():
+        kernels.add_row(op, *("yes" if key in devices else "no" for key in ("CPU", "CUDA")))
     console.print(kernels)
 
 
@@ -103,7 +103,7 @@ def _demo(source: str, model: str, epochs: int | None, seed: int, out: Path) -> 
     console = Console()
     images = data.load(source)
     if epochs is None:
-        epochs = 12 if len(images.x_train) < 10_000 else 30
+        epochs = 10 if len(images.x_train) < 10_000 else 30
     settings = exercise.Settings(model=model, epochs=epochs, seed=seed)
     stages = len(exercise.VARIANTS)
     with Bars(stages, console) as bars:
@@ -126,9 +126,11 @@ def _demo(source: str, model: str, epochs: int | None, seed: int, out: Path) -> 
     )
     paths = report.write(results, out)
     console.print(report.table(results))
-    console.print(f"Deploy {chosen.name}: {deployment.verified}", highlight=False, soft_wrap=True)
+    console.print(f"Deploy {chosen.name}. {deployment.verified}", highlight=False, soft_wrap=True)
     for path in [*paths, out / deployment.file]:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    if not deployment.passed:
+        raise typer.Exit(1)
 
 
 def main() -> None:

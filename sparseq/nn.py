@@ -61,8 +61,10 @@ class SparseQuantLayer(nn.Module):
         self.register_buffer("weight_zero_point", weight.zero_point)
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
         static = grid is not None and grid.scale is not None
-        self.register_buffer("input_scale", grid.scale.reshape(1) if static else None)  # type: ignore[union-attr]
-        zero = grid.zero_point if static else None  # type: ignore[union-attr]
+        self.register_buffer(
+            "input_scale", grid.scale.reshape(1) if grid and grid.scale is not None else None
+        )
+        zero = grid.zero_point if grid is not None and static else None
         if static and zero is None:
             zero = torch.zeros(1, dtype=torch.int32)
         self.register_buffer("input_zero_point", None if zero is None else zero.reshape(1))
@@ -160,7 +162,9 @@ class SparseQuantLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Shape and schemes, for print(model)."""
-        return f"{list(self.weight_values.shape)}, weight={self.weight_spec}, input={self.input_spec}"
+        return (
+            f"{list(self.weight_values.shape)}, weight={self.weight_spec}, input={self.input_spec}"
+        )
 
 
 class SparseQuantLinear(SparseQuantLayer):
@@ -195,7 +199,9 @@ class SparseQuantConv2d(SparseQuantLayer):
     def arguments_of(like: nn.Module) -> dict[str, Any]:
         """Stride, padding, dilation, groups."""
         assert isinstance(like, nn.Conv2d)
-        after_before = like._reversed_padding_repeated_twice  # [w, w, h, h], numbers also for "same"
+        after_before = (
+            like._reversed_padding_repeated_twice
+        )  # [w, w, h, h], numbers also for "same"
         return {
             "stride": list(like.stride),
             "padding": [after_before[2], after_before[0]],

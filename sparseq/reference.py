@@ -169,7 +169,7 @@ def scale_shape(
     """
     if group_size is None:
         return () if axis is None else (shape[axis],)
-    if axis == 0 and len(shape) > 1:
+    if axis is not None and len(shape) > 1 and axis % len(shape) == 0:
         return (shape[0], math.prod(shape[1:]) // group_size)
     return (*shape[:-1], shape[-1] // group_size)
 
@@ -207,7 +207,9 @@ def _centred(q: Tensor, zero: Tensor | None) -> Tensor:
     """Integers relative to their zero point, exact in float64; zero has one value, or one per row."""
     if zero is None:
         return q.double()
-    return q.double() - zero.double().reshape([-1] + [1] * (q.dim() - 1) if zero.numel() > 1 else ())
+    return q.double() - zero.double().reshape(
+        [-1] + [1] * (q.dim() - 1) if zero.numel() > 1 else ()
+    )
 
 
 def int8_linear(

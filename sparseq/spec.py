@@ -56,7 +56,11 @@ class Quant:
             value = getattr(self, name)
             _check(isinstance(value, bool), "Quant", name, "True or False", value)
         _check(
-            self.axis is None or _whole(self.axis, -8, 8), "Quant", "axis", "an axis or None", self.axis
+            self.axis is None or _whole(self.axis, -8, 8),
+            "Quant",
+            "axis",
+            "an axis or None",
+            self.axis,
         )
         group = self.group_size
         _check(
@@ -152,7 +156,9 @@ class Layer:
         """Check the types of the fields."""
         for name in ("weight", "input"):
             value = getattr(self, name)
-            _check(value is None or isinstance(value, Quant), "Layer", name, "a Quant or None", value)
+            _check(
+                value is None or isinstance(value, Quant), "Layer", name, "a Quant or None", value
+            )
         _check(
             self.sparsity is None or isinstance(self.sparsity, (NM, Unstructured)),
             "Layer",
@@ -182,10 +188,11 @@ class Layer:
         """Build a Layer from `to_dict`'s result; ValueError on anything unknown."""
         types = {"Quant": Quant, "NM": NM, "Unstructured": Unstructured}
         fields = {}
+        _check(isinstance(values, Mapping), "Layer", "values", "an object", values)
         for name, value in values.items():
             _check(name in ("weight", "input", "sparsity"), "Layer", "field", "a known name", name)
             _check(
-                isinstance(value, Mapping) and value.get("type") in types,
+                isinstance(value, Mapping) and value.get("type") in list(types),
                 "Layer",
                 name,
                 f"an object with type one of {sorted(types)}",

@@ -132,18 +132,7 @@ std::tuple<Tensor, Tensor> minmax_cpu(const Tensor& x, Axis axis, Axis group_siz
   const DType type = float_dtype("minmax", "x", x.scalar_type());
   STD_TORCH_CHECK(x.numel() > 0, "minmax: x must have at least one element, got shape ", shape_of(x));
   const Arranged a = arrange("minmax", x, axis, group_size);
-  std::vector<int64_t> shape;
-  if (group_size) {
-    const int64_t dim = x.dim();
-    if (axis && *axis == 0 && dim > 1) {
-      shape = {x.size(0), x.numel() / (x.size(0) * *group_size)};
-    } else {
-      for (int64_t d = 0; d < dim; ++d) shape.push_back(x.size(d));
-      if (dim) shape.back() /= *group_size;
-    }
-  } else if (axis) {
-    shape = {a.layout.channels};
-  }
+  const std::vector<int64_t> shape = channel_shape(x, a.layout, axis, group_size);
   Tensor low = torch::stable::empty(shape, ScalarType::Float);
   Tensor high = torch::stable::empty(shape, ScalarType::Float);
   const Reduction r(a.layout);

@@ -96,6 +96,16 @@ inline ScalarType quantized_dtype(int64_t quant_min) {
   return quant_min < 0 ? ScalarType::Char : ScalarType::Byte;
 }
 
+// The shape of what there is one of per tensor, channel or group.
+inline std::vector<int64_t> channel_shape(const Tensor& x, const Layout& layout, std::optional<int64_t> axis,
+                                          std::optional<int64_t> group_size) {
+  if (!group_size) return axis ? std::vector<int64_t>{layout.channels} : std::vector<int64_t>{};
+  if (axis && (*axis == 0 || *axis == -x.dim()) && x.dim() > 1) return {x.size(0), x.numel() / (x.size(0) * *group_size)};
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  if (!shape.empty()) shape.back() /= *group_size;
+  return shape;
+}
+
 // The gradient in x's dtype and memory order.
 inline Tensor matching_grad(const char* op, const Tensor& grad, const Tensor& x) {
   STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), op, ": grad must have x's dtype ",

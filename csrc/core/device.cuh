@@ -102,10 +102,12 @@ inline bool aligned(const T* p) {
 // n / divisor for 0 <= n < 2^63 by one high product (Granlund & Montgomery 1994, figure 4.1): a 64-bit
 // division takes about a hundred instructions on a GPU.
 struct Divider {
-  explicit Divider(int64_t d) : divisor(d) {
-    while ((uint64_t(1) << shift) < uint64_t(d)) ++shift;
-    const auto excess = (uint64_t(1) << shift) - uint64_t(d);
-    multiplier = uint64_t((static_cast<unsigned __int128>(excess) << 64) / uint64_t(d)) + 1;
+  // 0, a size of an empty tensor, is taken as 1: nothing will be divided
+  explicit Divider(int64_t by) : divisor(by > 0 ? by : 1) {
+    const auto d = uint64_t(divisor);
+    while ((uint64_t(1) << shift) < d) ++shift;
+    const auto excess = (uint64_t(1) << shift) - d;
+    multiplier = uint64_t((static_cast<unsigned __int128>(excess) << 64) / d) + 1;
   }
   __device__ __forceinline__ int64_t divide(int64_t n) const {
     return int64_t((__umul64hi(uint64_t(n), multiplier) + uint64_t(n)) >> shift);

@@ -42,13 +42,21 @@ struct Weight {
   bool is_signed;
 };
 
+// A zero point outside of its byte's range could leave int16 or int32.
+void check_zeros(const char* op, const char* argument, const Vector<int32_t>& zeros, const Tensor& of) {
+  const int32_t low = of.scalar_type() == ScalarType::Char ? -128 : 0;
+  for (int64_t i = 0; zeros.data && i < zeros.held->numel(); ++i)
+    STD_TORCH_CHECK(zeros.data[i] >= low && zeros.data[i] <= low + 255, op, ": ", argument, " must lie in [", low,
+                    ", ", low + 255, "], got ", zeros.data[i]);
+}
+
 // Everything but where x comes from and where y goes: shared by linear and convolution.
 struct Affine {
   Weight weight;
   Vector<float> scale, bias;
   Vector<int32_t> weight_zero, x_zero;
 
-  Affine(const char* op, const Tensor& w, const Tensor& scale_, const std::optional<Tensor>& x_zero_,
+  Affine(const char* op, const Tensor& x, const Tensor& w, const Tensor& scale_, const std::optional<Tensor>& x_zero_,
          const std::optional<Tensor>& weight_zero_, const std::optional<Tensor>& bias_)
       : weight{torch::stable::contiguous(w), w.size(0), w.size(0) ? w.numel() / w.size(0) : 0,
                w.scalar_type() == ScalarType::Char},
@@ -58,6 +66,8 @@ struct Affine {
         x_zero(op, "x_zero", x_zero_, ScalarType::Int, 1) {
     STD_TORCH_CHECK(weight.depth <= kMaxDepth, op, ": weight must have at most ", kMaxDepth,
                     " inputs for an exact int32 sum, got ", weight.depth);
+    check_zeros(op, "x_zero", x_zero, x);
+    check_zeros(op, "weight_zero", weight_zero, w);
   }
 
   int32_t zero() const { return x_zero.data ? x_zero.data[0] : 0; }
@@ -99,7 +109,7 @@ Tensor int8_linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& scal
   check_bytes(op, "weight", weight);
   STD_TORCH_CHECK(weight.dim() == 2 && x.dim() >= 1 && x.size(x.dim() - 1) == weight.size(1), op,
                   ": x must be [..., K] and weight [N, K], got ", shape_of(x), " and ", shape_of(weight));
-  const Affine a(op, weight, scale, x_zero, weight_zero, bias);
+  const Affine a(op, x, weight, scale, x_zero, weight_zero, bias);
   const int64_t n = a.weight.rows, k = a.weight.depth;
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() = n;
@@ -155,17 +165,19 @@ Tensor int8_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& scal
                   groups, ", got ", shape_of(x), " and ", shape_of(weight));
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, op,
                   ": stride, padding and dilation must have two values each");
-  const Affine a(op, weight, scale, x_zero, weight_zero, bias);
+  const Affine a(op, x, weight, scale, x_zero, weight_zero, bias);
   Window w{x.size(0), weight.size(1), x.size(2), x.size(3), 0, 0, weight.size(2), weight.size(3), {}, {}, {}};
   for (int d = 0; d < 2; ++d) {
     STD_TORCH_CHECK(stride[d] >= 1 && padding[d] >= 0 && dilation[d] >= 1, op,
                     ": stride and dilation must be at least 1, padding at least 0");
     w.stride[d] = stride[d], w.padding[d] = padding[d], w.dilation[d] = dilation[d];
   }
-  w.rows = (w.height + 2 * padding[0] - dilation[0] * (w.kernel_h - 1) - 1) / stride[0] + 1;
-  w.columns = (w.width + 2 * padding[1] - dilation[1] * (w.kernel_w - 1) - 1) / stride[1] + 1;
-  STD_TORCH_CHECK(w.rows >= 1 && w.columns >= 1, op, ": x must be at least as large as the kernel, got ", shape_of(x),
+  const int64_t free_h = w.height + 2 * padding[0] - dilation[0] * (w.kernel_h - 1) - 1;
+  const int64_t free_w = w.width + 2 * padding[1] - dilation[1] * (w.kernel_w - 1) - 1;
+  STD_TORCH_CHECK(free_h >= 0 && free_w >= 0, op, ": x must be at least as large as the kernel, got ", shape_of(x),
                   " for weight ", shape_of(weight));
+  w.rows = free_h / stride[0] + 1;
+  w.columns = free_w / stride[1] + 1;
   const int64_t outputs = a.weight.rows, each = outputs / groups, k = a.weight.depth, pixels = w.rows * w.columns;
   Tensor y = torch::stable::empty({w.batch, outputs, w.rows, w.columns}, ScalarType::Float);
   float* out = static_cast<float*>(y.mutable_data_ptr());

@@ -1,1 +1,6 @@
-"""Export to ONNX and ONNX Runtime."""
+"""Export to ONNX, and the proof that ONNX Runtime gives the same numbers."""
+
+from sparseq.export.compare import Report, VerificationError, verify
+from sparseq.export.to_onnx import onnx
+
+__all__ = ["Report", "VerificationError", "onnx", "verify"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparseq.flow.fold import affine_of, batch_norms
-from sparseq.flow.prepare import layers_of, transform_of
+from sparseq.flow.prepare import layers_of, original_weight, transform_of, weight_transforms
 from sparseq.nn import InputGrid, SparseQuantLayer, integer_type
 from sparseq.packed import PackedWeight
 from sparseq.quant import FakeQuantize
@@ -32,12 +32,13 @@ def _integer_layer(name: str, layer: nn.Module) -> SparseQuantLayer | str:
     if refusal:
         return refusal
     with torch.no_grad():
-        chain = list(layer.parametrizations["weight"])  # type: ignore[index]
-        weight = layer.parametrizations["weight"].original  # type: ignore[index]
+        chain = weight_transforms(layer)
+        weight = original_weight(layer)
         for transform in chain[: chain.index(quantizer)]:
             weight = transform(weight)
         quantizer(weight)  # the grid follows the weight as it is now
-        packed = PackedWeight.from_integers(*quantizer.quantized(weight), quantizer.spec)
+        values, scale, zero_point = quantizer.quantized(weight)
+        packed = PackedWeight.from_integers(values, scale, zero_point, quantizer.spec)
     grid = None
     if hasattr(layer, "input_quantizer"):
         observed: FakeQuantize = layer.input_quantizer  # type: ignore[assignment]

@@ -38,8 +38,10 @@ class Explanation:
         head = ("layer", "kind", "kernel", "zeros", "note")
         body = [(r.name, r.kind, r.kernel, f"{r.sparsity:.1%}", r.note) for r in self.rows]
         widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-                 for row in [head, *body]]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in [head, *body]
+        ]
         return "\n".join([*lines, *self.notes])
 
 
@@ -50,8 +52,10 @@ def _scheme(spec: Quant) -> str:
 
 def _integer_row(name: str, layer: SparseQuantLayer) -> Row:
     values, zero = layer.weight_values, layer.weight_zero_point
-    stored = values if zero is None or zero.dim() > 1 else (
-        values.int() - zero.reshape([-1] + [1] * (values.dim() - 1))
+    stored = (
+        values
+        if zero is None or zero.dim() > 1
+        else (values.int() - zero.reshape([-1] + [1] * (values.dim() - 1)))
     )
     zeros = float((stored == 0).float().mean()) if stored.numel() else 0.0
     weight = _scheme(layer.weight_spec)
@@ -62,8 +66,10 @@ def _integer_row(name: str, layer: SparseQuantLayer) -> Row:
         note = f"weight {weight}, input {_scheme(layer.input_spec)}{how}"
     else:
         kernel = "float32 on dequantised weight"
-        why = "no input quantiser in the plan" if layer.input_spec is None else (
-            "group scales have no integer kernel"
+        why = (
+            "no input quantiser in the plan"
+            if layer.input_spec is None
+            else ("group scales have no integer kernel")
         )
         note = f"weight {weight}; {why}"
     return Row(name, type(layer).__name__, kernel, zeros, note)
@@ -94,7 +100,9 @@ def _float_row(name: str, layer: nn.Module) -> Row:
     if not notes:
         notes.append("float: not in the plan")
     kernel = str(weight.dtype).removeprefix("torch.")
-    return Row(name, type(layer).__name__.removeprefix("Parametrized"), kernel, zeros, "; ".join(notes))
+    return Row(
+        name, type(layer).__name__.removeprefix("Parametrized"), kernel, zeros, "; ".join(notes)
+    )
 
 
 def explain(model: nn.Module) -> Explanation:

@@ -39,7 +39,7 @@ def transform_of(layer: nn.Module, kind: type[nn.Module]) -> Any:
 def original_weight(layer: nn.Module) -> Tensor:
     """The weight as trained, before any transform."""
     if parametrize.is_parametrized(layer, "weight"):
-        return layer.parametrizations["weight"].original  # type: ignore[index, no-any-return]
+        return layer.parametrizations["weight"].original  # type: ignore[index, union-attr, return-value]
     return layer.weight  # type: ignore[return-value]
 
 
@@ -90,9 +90,7 @@ def attach(name: str, layer: nn.Module, wanted: Layer) -> list[tuple[Mask, Tenso
 
 
 def _merged(old: Layer, new: Layer) -> Layer:
-    return Layer(
-        new.weight or old.weight, new.input or old.input, new.sparsity or old.sparsity
-    )
+    return Layer(new.weight or old.weight, new.input or old.input, new.sparsity or old.sparsity)
 
 
 def prepare(model: Model, plan: Plan) -> Model:

@@ -190,7 +190,14 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         if unknown:
             raise ValueError(f"the model has no {sorted(unknown)[0]}")
         draft.load_state_dict(state)
-    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         detail = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"load: {str(path)!r} does not fit this model: {detail}") from error
     _restore_structure(model, header)

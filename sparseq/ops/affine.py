@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparseq.ops.check import check_affine, check_float, check_grouping, check_int4
+from sparseq.ops.check import check_affine, check_float, check_grouping, check_int4, check_tensor
 from sparseq.reference import scale_shape
 
 _ops = torch.ops.sparseq
@@ -86,7 +86,12 @@ def dequantize(
         ValueError: a shape, or a scale that is not positive and finite.
         TypeError: a dtype.
     """
+    check_tensor("dequantize", "q", q)
     low, high = (-128, 127) if q.dtype == torch.int8 else (0, 255)
+    if quant_min is not None and (quant_min < 0) != (low < 0):
+        name = str(q.dtype).removeprefix("torch.")
+        wanted = "negative" if low < 0 else "at least 0"
+        raise ValueError(f"dequantize: quant_min must be {wanted} for {name}, got {quant_min}")
     scale, zero_point = check_affine(
         "dequantize",
         q,
@@ -166,6 +171,7 @@ def minmax(
         ValueError: an empty x, an axis out of range, or a group_size that does not divide.
         TypeError: a dtype.
     """
+    check_tensor("minmax", "x", x)
     check_float("minmax", "x", x.dtype)
     check_grouping("minmax", x, axis, group_size)
     if x.numel() == 0:

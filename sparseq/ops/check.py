@@ -15,10 +15,17 @@ from torch import Tensor
 from sparseq.reference import scale_shape
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def check_tensor(op: str, argument: str, value: object) -> None:
+    """TypeError unless value is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {argument} must be a tensor, got {type(value).__name__}")
 
 
 def check_float(op: str, argument: str, dtype: torch.dtype) -> None:
@@ -31,6 +38,7 @@ def check_float(op: str, argument: str, dtype: torch.dtype) -> None:
 
 def check_int4(op: str, argument: str, q: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     """TypeError or ValueError unless q is a tensor of bytes with a last dimension."""
+    check_tensor(op, argument, q)
     if q.dtype not in dtypes:
         wanted = " or ".join(map(_name, dtypes))
         raise TypeError(f"{op}: {argument} must be {wanted}, got {_name(q.dtype)}")
@@ -49,7 +57,7 @@ def check_grouping(op: str, x: Tensor, axis: int | None, group_size: int | None)
         raise ValueError(f"{op}: axis must be 0 or the last one with group_size, got {axis}")
     if group_size < 1:
         raise ValueError(f"{op}: group_size must be at least 1, got {group_size}")
-    first = axis == 0 and dim > 1
+    first = axis is not None and axis % dim == 0 and dim > 1
     length = math.prod(x.shape[1:]) if first else x.shape[-1]
     if length % group_size:
         raise ValueError(
@@ -78,6 +86,7 @@ def check_affine(
     group_size: int | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Check the arguments of an affine op; numbers become tensors, integer zero points int32."""
+    check_tensor(op, "q" if op == "dequantize" else "x", x)
     if op == "dequantize":
         if x.dtype not in (torch.int8, torch.uint8):
             raise TypeError(f"{op}: q must be int8 or uint8, got {_name(x.dtype)}")
@@ -91,24 +100,31 @@ def check_affine(
         )
     check_grouping(op, x, axis, group_size)
     if not isinstance(scale, Tensor):
+        if not isinstance(scale, (int, float)):
+            raise TypeError(f"{op}: scale must be a tensor or a number, got {type(scale).__name__}")
         scale = torch.tensor(scale, dtype=torch.float32, device=x.device)
-    if isinstance(zero_point, int):
+    if zero_point is None:
+        _check_zero(op, 0, 0, quant_min, quant_max)
+    elif isinstance(zero_point, int):
+        _check_zero(op, zero_point, zero_point, quant_min, quant_max)
         zero_point = torch.full(scale.shape, zero_point, dtype=torch.int32, device=x.device)
+    else:
+        check_tensor(op, "zero_point", zero_point)
+    given = zero_point
     if scale.dtype != torch.float32:
         raise TypeError(f"{op}: scale must be float32, got {_name(scale.dtype)}")
     _check_shape(op, "scale", scale, x, axis, group_size)
     if zero_point is not None:
-        if zero_point.dtype.is_floating_point:
-            if zero_point.dtype != torch.float32:
-                raise TypeError(
-                    f"{op}: zero_point must be an integer tensor or float32, "
-                    f"got {_name(zero_point.dtype)}"
-                )
-        elif zero_point.dtype != torch.int32:
+        if zero_point.dtype not in (torch.float32, *INTEGERS):
+            raise TypeError(
+                f"{op}: zero_point must be an integer tensor or float32, "
+                f"got {_name(zero_point.dtype)}"
+            )
+        if zero_point.dtype not in (torch.float32, torch.int32):
             zero_point = zero_point.to(torch.int32)
         _check_shape(op, "zero_point", zero_point, x, axis, group_size)
     if _values_visible(scale) and scale.numel():
-        _check_values(op, scale, zero_point, quant_min, quant_max)
+        _check_values(op, scale, given, quant_min, quant_max)
     return scale, zero_point
 
 
@@ -136,8 +152,11 @@ def _check_values(
         raise ValueError(f"{op}: scale must be positive and finite, got {bad}")
     if zero_point is not None and not zero_point.dtype.is_floating_point:
         first, last = (int(v) for v in zero_point.aminmax())
-        if first < quant_min or last > quant_max:
-            bad = first if first < quant_min else last
-            raise ValueError(
-                f"{op}: zero_point must lie in [{quant_min}, {quant_max}], got {bad}"
-            )
+        _check_zero(op, first, last, quant_min, quant_max)
+
+
+def _check_zero(op: str, first: int, last: int, quant_min: int, quant_max: int) -> None:
+    """ValueError unless the zero points, from first to last, lie in the range; None stands for 0."""
+    if first < quant_min or last > quant_max:
+        bad = first if first < quant_min else last
+        raise ValueError(f"{op}: zero_point must lie in [{quant_min}, {quant_max}], got {bad}")

@@ -1,6 +1,6 @@
 """INT8 products with an exact int32 sum: linear and two-dimensional convolution, float32 out.
 
-    y = float32(sum (x - x_zero) * (w - w_zero)) * scale + bias
+y = float32(sum (x - x_zero) * (w - w_zero)) * scale + bias
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparseq.ops.check import check_tensor
+
 _ops = torch.ops.sparseq
 
 MAX_DEPTH = 33025  # products of one sum that surely fit int32: (2^31 - 1) / 255^2
@@ -17,12 +19,20 @@ MAX_DEPTH = 33025  # products of one sum that surely fit int32: (2^31 - 1) / 255
 
 def _check_bytes(op: str, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
+        check_tensor(op, name, tensor)
         if tensor.dtype not in (torch.int8, torch.uint8):
             got = str(tensor.dtype).removeprefix("torch.")
             raise TypeError(f"{op}: {name} must be int8 or uint8, got {got}")
 
 
-def _check_weight(op: str, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+def _check_weight(
+    op: str,
+    weight: Tensor,
+    scale: Tensor,
+    x_zero: Tensor | None,
+    weight_zero: Tensor | None,
+    bias: Tensor | None,
+) -> None:
     outputs, depth = weight.shape[0], weight[0].numel() if weight.shape[0] else 0
     if depth > MAX_DEPTH:
         raise ValueError(
@@ -33,6 +43,26 @@ def _check_weight(op: str, weight: Tensor, scale: Tensor, bias: Tensor | None) -
         if tensor is not None and (tensor.shape != (outputs,) or tensor.dtype != torch.float32):
             got = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
             raise ValueError(f"{op}: {name} must be float32 of shape ({outputs},), got {got}")
+    for name, tensor, count in (("x_zero", x_zero, 1), ("weight_zero", weight_zero, outputs)):
+        if tensor is not None and (tensor.numel() != count or tensor.dtype != torch.int32):
+            got = f"{tensor.numel()} of {str(tensor.dtype).removeprefix('torch.')}"
+            raise ValueError(f"{op}: {name} must hold {count} int32 values, got {got}")
+
+
+def _check_windows(x: Tensor, weight: Tensor, **arguments: Sequence[int]) -> None:
+    for name, values in arguments.items():
+        least = 0 if name == "padding" else 1
+        if len(values) != 2 or min(values) < least:
+            raise ValueError(
+                f"int8_conv2d: {name} must be two numbers of at least {least}, got {tuple(values)}"
+            )
+    for d in range(2):
+        padded = x.shape[d + 2] + 2 * arguments["padding"][d]
+        if padded <= arguments["dilation"][d] * (weight.shape[d + 2] - 1):
+            raise ValueError(
+                "int8_conv2d: weight must not be larger than the padded x, got "
+                f"{tuple(weight.shape)} and {tuple(x.shape)}"
+            )
 
 
 def int8_linear(
@@ -71,7 +101,7 @@ def int8_linear(
             "int8_linear: x must be [..., K] and weight [N, K], got "
             f"{tuple(x.shape)} and {tuple(weight.shape)}"
         )
-    _check_weight("int8_linear", weight, scale, bias)
+    _check_weight("int8_linear", weight, scale, x_zero, weight_zero, bias)
     return _ops.int8_linear(x, weight, scale, x_zero, weight_zero, bias)
 
 
@@ -121,9 +151,19 @@ def int8_conv2d(
             "int8_conv2d: x must be [N, C, H, W] and weight [O, C / groups, kH, kW] with O a multiple "
             f"of groups = {groups}, got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
-    _check_weight("int8_conv2d", weight, scale, bias)
+    _check_weight("int8_conv2d", weight, scale, x_zero, weight_zero, bias)
+    _check_windows(x, weight, stride=stride, padding=padding, dilation=dilation)
     return _ops.int8_conv2d(
-        x, weight, scale, x_zero, weight_zero, bias, list(stride), list(padding), list(dilation), groups
+        x,
+        weight,
+        scale,
+        x_zero,
+        weight_zero,
+        bias,
+        list(stride),
+        list(padding),
+        list(dilation),
+        groups,
     )
 
 
@@ -135,7 +175,8 @@ def _(x, weight, scale, x_zero, weight_zero, bias):  # type: ignore[no-untyped-d
 @torch.library.register_fake("sparseq::int8_conv2d")
 def _(x, weight, scale, x_zero, weight_zero, bias, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
     spatial = [
-        (x.shape[d + 2] + 2 * padding[d] - dilation[d] * (weight.shape[d + 2] - 1) - 1) // stride[d] + 1
+        (x.shape[d + 2] + 2 * padding[d] - dilation[d] * (weight.shape[d + 2] - 1) - 1) // stride[d]
+        + 1
         for d in range(2)
     ]
     return x.new_empty((x.shape[0], weight.shape[0], *spatial), dtype=torch.float32)

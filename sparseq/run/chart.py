@@ -178,7 +178,7 @@ def _label(axes: Any, rows: Sequence[Row]) -> None:
         )
         size = text.get_window_extent(renderer)
         half_width, half_height = size.width / 2 + 3, size.height / 2 + 2
-        places = []
+        places: list[tuple[int, int, float, float, Bbox, int]] = []
         for gap in (3, 14, 28, 44, 62):
             for right, up in directions:
                 across = right * (radius + gap * pixels + half_width)

@@ -180,7 +180,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _from_arrays(name: str, arrays: Mapping[str, Any], origin: str) -> Dataset:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for part in ("train", "test"):
         images = _images(arrays[f"x_{part}"], f"{origin}: x_{part}")
         labels = _labels(arrays[f"y_{part}"], len(images), f"{origin}: y_{part}")

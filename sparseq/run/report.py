@@ -58,7 +58,13 @@ class Results:
 
 def table(results: Results) -> Table:
     """Return the result as a table for the terminal, the best variant in bold."""
-    out = Table(title=f"{results.settings.model} on {results.data}", box=box.SIMPLE_HEAD)
+    out = Table(
+        title=f"{results.settings.model} on {results.data}",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for name in _COLUMNS:
         justify: Literal["left", "right"] = "left" if name == "variant" else "right"
         # The unit goes on a second line: the table fits into 80 columns.
@@ -149,9 +155,8 @@ def _markdown(results: Results) -> str:
         f"{100 * results.settings.sparsity:g} % of the weights removed by magnitude, step by "
         "step. D: a student network distilled from the baseline. Chains run in the order D, P, "
         "Q. Accuracy is that of the converted model. Time is the median of batches of one image, "
-        "all variants taking turns. The baseline is the float model as its author runs it; "
-        "converted models have their batch norms folded. Zeros scattered by P make the file "
-        "smaller; alone they make nothing faster.",
+        "all variants taking turns, batch norms folded in every one of them, the baseline too. "
+        "Zeros that P scatters make the file smaller; no kernel skips them.",
         "",
         "## The exported model",
         "",

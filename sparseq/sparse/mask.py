@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sparseq.spec import NM, Sparsity, Unstructured
+from sparseq.spec import Sparsity, Unstructured
 
 
 class Mask(nn.Module):

@@ -37,7 +37,7 @@ def results():
         row("P+D", 98.0, 0.5, 0.1),
         row("Q+P+D", 96.5, 0.4, 0.05),
     ]
-    best = Deployment("Q+D", "best.onnx", 0.1, 0.05, "Verified.", "fc  int8")
+    best = Deployment("Q+D", "best.onnx", 0.1, 0.05, True, "Verified.", "fc  int8")
     return report.Results(
         "digits", Settings(), rows, {"baseline: train": [0.5]}, best, 2.0, {"cpu": "some"}, 3.0
     )

@@ -1,0 +1,33 @@
+import pytest
+import sparseq._C as core
+import torch
+from hypothesis import settings
+
+from sparseq import testing
+
+settings.register_profile("sparseq", deadline=None, derandomize=True, database=None)
+settings.load_profile("sparseq")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch sees none")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def steady():
+    """The same random numbers and the same number of threads in every test."""
+    torch.manual_seed(0)
+    with testing.threads(2):
+        yield
+
+
+@pytest.fixture(params=core.supported_isas())
+def isa(request):
+    """Runs the test once on each ISA of this machine."""
+    with testing.isa(request.param) as name:
+        yield name

@@ -1,0 +1,355 @@
+"""The affine CUDA kernels without a GPU.
+
+Their launchers run as compiled; what they launch is executed from nvcc's PTX by the interpreter in
+../shared/tools/ptx, which also checks bounds, alignment, initialisation and races. Results are
+compared with sparseq.reference: bit for bit, except sums of rounded floats.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparseq import reference
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+INF, NAN = math.inf, math.nan
+
+
+class Scheme(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("outer", "channels", "inner")),
+        ("scale", ctypes.c_void_p),
+        ("zero_point", ctypes.c_void_p),
+        ("kind", ctypes.c_int),
+        ("quant_min", ctypes.c_float),
+        ("quant_max", ctypes.c_float),
+    ]
+
+
+class Case:
+    """One tensor and its scheme, on the host and on the simulated device."""
+
+    def __init__(
+        self,
+        gpu,
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+        axis: int | None = None,
+        group: int | None = None,
+        zero: str = "int32",
+        limits: tuple[int, int] = (-128, 127),
+        offset: int = 0,
+        wild: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.gpu, self.dtype, self.shape, self.axis, self.group = gpu, dtype, shape, axis, group
+        self.limits, self.offset = limits, offset
+        random = torch.Generator().manual_seed(seed)
+        numel = math.prod(shape)
+        if group is not None:
+            layout = (1, numel // group, group)
+        elif axis is None:
+            layout = (1, 1, numel)
+        else:
+            layout = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+        self.channels = layout[1]
+        self.scale = torch.rand(self.channels, generator=random) * 0.1 + 0.01
+        span = limits[1] - limits[0]
+        spread = torch.randint(limits[0], limits[1] + 1, (self.channels,), generator=random)
+        self.zero = {
+            "none": None,
+            "int32": spread.int(),
+            # learned: off the grid, out of the range, not a number
+            "float32": spread + torch.linspace(-1.5 * span, 1.5 * span, self.channels) / 3 + 0.5,
+        }[zero]
+        if zero == "float32" and self.channels > 2:
+            self.zero[1] = NAN
+        amplitude = span * 0.06
+        self.x = (torch.randn(shape, generator=random) * amplitude).to(dtype)
+        self.grad = torch.randn(shape, generator=random).to(dtype)
+        if wild and numel >= 40:
+            some = torch.tensor([NAN, INF, -INF, 0.0, -0.0, 1e-8, 3e38, -3e38, 65504.0, 1e-42])
+            where = torch.randperm(numel, generator=random)[: len(some)]
+            self.x.view(-1)[where] = some.to(dtype)
+        # halves, to be rounded to even
+        self.x.view(-1)[: numel // 3] = (
+            torch.randint(-300, 300, (numel // 3,), generator=random).float() * 0.5 * self.scale[0]
+        ).to(dtype)
+        kind = {"none": 0, "int32": 1, "float32": 2}[zero]
+        pointers = gpu.put(self.scale), gpu.put(self.zero) if self.zero is not None else None
+        self.scheme = Scheme(*layout, pointers[0], pointers[1], kind, *map(float, limits))
+        self.by = ctypes.byref(self.scheme)
+        self.type = DTYPES.index(dtype)
+        self.options = {"axis": axis, "group_size": group}
+
+    def quantized(self) -> torch.dtype:
+        return torch.int8 if self.limits[0] < 0 else torch.uint8
+
+    def quantize(self) -> tuple[Tensor, Tensor]:
+        q = self.gpu.room(self.shape, self.quantized(), self.offset)
+        self.gpu.call("quantize", self.type, self.by, self.gpu.put(self.x, self.offset), q)
+        want = reference.quantize(self.x, self.scale, self.zero, *self.limits, **self.options)
+        return self.gpu.take(q, self.shape, self.quantized()), want
+
+    def dequantize(self) -> tuple[Tensor, Tensor]:
+        q = torch.arange(self.x.numel()).reshape(self.shape).mul(37).to(self.quantized())
+        y = self.gpu.room(self.shape, self.dtype, self.offset)
+        signed = int(self.limits[0] < 0)
+        self.scheme.quant_min, self.scheme.quant_max = -INF, INF
+        self.gpu.call("dequantize", self.type, signed, self.by, self.gpu.put(q, self.offset), y)
+        self.scheme.quant_min, self.scheme.quant_max = map(float, self.limits)
+        want = reference.dequantize(q, self.scale, self.zero, **self.options, dtype=self.dtype)
+        return self.gpu.take(y, self.shape, self.dtype), want
+
+    def fake_quantize(self) -> tuple[Tensor, Tensor]:
+        y = self.gpu.room(self.shape, self.dtype, self.offset)
+        self.gpu.call("fake_quantize", self.type, self.by, self.gpu.put(self.x, self.offset), y)
+        want = reference.fake_quantize(self.x, self.scale, self.zero, *self.limits, **self.options)
+        return self.gpu.take(y, self.shape, self.dtype), want
+
+    def backward(self) -> tuple[Tensor, Tensor]:
+        y = self.gpu.room(self.shape, self.dtype, self.offset)
+        grad, x = self.gpu.put(self.grad, self.offset), self.gpu.put(self.x, self.offset)
+        self.gpu.call("backward", self.type, self.by, grad, x, y)
+        want = reference.fake_quantize_backward(
+            self.grad, self.x, self.scale, self.zero, *self.limits, **self.options
+        )
+        return self.gpu.take(y, self.shape, self.dtype), want
+
+    def scratch(self) -> ctypes.c_void_p:
+        slots = self.gpu.library.slots(self.by)
+        return self.gpu.room((2 * max(slots, 1),), torch.float32)
+
+    def learned(self, factor: float = 0.25) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        room, one = self.gpu.room, (self.scale.numel(),)
+        grad_x = room(self.shape, self.dtype, self.offset)
+        grad_scale, grad_zero = room(one, torch.float32), room(one, torch.float32)
+        self.gpu.call(
+            "learned_backward",
+            self.type,
+            self.by,
+            self.gpu.put(self.grad, self.offset),
+            self.gpu.put(self.x, self.offset),
+            grad_x,
+            ctypes.c_double(factor),
+            self.scratch(),
+            ctypes.c_int64(self.scale.numel()),
+            grad_scale,
+            grad_zero,
+        )
+        want = reference.fake_quantize_learned_backward(
+            self.grad,
+            self.x,
+            self.scale,
+            self.zero,
+            *self.limits,
+            **self.options,
+            grad_factor=factor,
+        )
+        got = [self.gpu.take(grad_x, self.shape, self.dtype)]
+        got += [self.gpu.take(g, one, torch.float32) for g in (grad_scale, grad_zero)]
+        return got, want
+
+    def minmax(self) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        low, high = (self.gpu.room((self.channels,), torch.float32) for _ in range(2))
+        x = self.gpu.put(self.x, self.offset)
+        self.gpu.call("minmax", self.type, self.by, x, self.scratch(), low, high)
+        got = [self.gpu.take(p, (self.channels,), torch.float32) for p in (low, high)]
+        return got, reference.minmax(self.x, **self.options)
+
+
+def assert_same_bits(got: Tensor, want: Tensor) -> None:
+    assert got.dtype == want.dtype
+    want = want.reshape(got.shape)
+    if not want.dtype.is_floating_point:
+        assert torch.equal(got, want)
+        return
+    bits = {2: torch.int16, 4: torch.int32}[want.element_size()]
+    same = (got.view(bits) == want.contiguous().view(bits)) | (got.isnan() & want.isnan())
+    wrong = (~same).nonzero()
+    assert same.all(), f"{len(wrong)} differ, first at {wrong[0].tolist()}"
+
+
+# name: shape, axis, group; chosen for vectors that fit, runs that they do not divide, tails, short
+# runs, one and several blocks, segments and blocks of rows
+LAYOUTS = {
+    "one": ((1,), None, None),
+    "short": ((5,), None, None),
+    "tensor": ((3, 5, 71), None, None),
+    "segments": ((40003,), None, None),
+    "weight": ((7, 36), 0, None),
+    "ragged_weight": ((5, 33), 0, None),
+    "long_channels": ((3, 4096), 0, None),
+    "images": ((2, 3, 8, 8), 1, None),
+    "ragged_images": ((2, 5, 7, 7), 1, None),
+    "last": ((130, 64), 1, None),
+    "ragged_last": ((70, 33), 1, None),
+    "few_last": ((1000, 3), 1, None),
+    "short_runs": ((70, 6, 3), 1, None),
+    "short_rows": ((9, 5), 0, None),
+    "groups": ((6, 64), 1, 32),
+    "small_groups": ((3, 30), 1, 5),
+    "groups_of_8": ((4, 48), 1, 8),
+}
+LIMITS = [(0, 255), (-127, 127), (-8, 7), (0, 3)]
+layouts = pytest.mark.parametrize("layout", LAYOUTS)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+
+
+@dtypes
+@layouts
+def test_elementwise(gpu, dtype: torch.dtype, layout: str) -> None:
+    shape, axis, group = LAYOUTS[layout]
+    case = Case(gpu, dtype, shape, axis, group)
+    for op in (case.quantize, case.dequantize, case.fake_quantize, case.backward):
+        assert_same_bits(*op())
+
+
+@dtypes
+@pytest.mark.parametrize(
+    "zero, limits",
+    [
+        *((zero, limits) for zero in ("none", "int32", "float32") for limits in LIMITS),
+        *((zero, limits) for zero in ("int32", "float32") for limits in ((5, 9), (-9, -2))),
+    ],
+)
+def test_schemes(gpu, dtype: torch.dtype, zero: str, limits: tuple[int, int]) -> None:
+    case = Case(gpu, dtype, (6, 5, 11), 1, zero=zero, limits=limits)
+    for op in (case.quantize, case.dequantize, case.fake_quantize, case.backward):
+        assert_same_bits(*op())
+    got, want = case.learned()
+    assert_same_bits(got[0], want[0])
+
+
+@dtypes
+@pytest.mark.parametrize(
+    "layout", ["tensor", "ragged_weight", "images", "last", "short_runs", "groups"]
+)
+def test_unaligned_pointers(gpu, dtype: torch.dtype, layout: str) -> None:
+    shape, axis, group = LAYOUTS[layout]
+    case = Case(gpu, dtype, shape, axis, group, offset=1)
+    for op in (case.quantize, case.dequantize, case.fake_quantize, case.backward):
+        assert_same_bits(*op())
+    got, want = case.learned()
+    assert_same_bits(got[0], want[0])
+    for g, w in zip(*case.minmax(), strict=True):
+        assert_same_bits(g, w)
+
+
+def check_sums(case: Case) -> None:
+    got, want = case.learned()
+    assert_same_bits(got[0], want[0])
+    # terms are at most |grad| * 300 for the scale; a float sum loses a few of its last bits
+    rows = reference._rows(case.grad.double().abs(), case.axis, case.group).sum(1)
+    for g, w, most in ((got[1], want[1], 300.0), (got[2], want[2], case.scale)):
+        assert (g - w.reshape(-1)).abs().le(rows * most * 2**-21).all()
+
+
+@dtypes
+@layouts
+def test_learned_backward(gpu, dtype: torch.dtype, layout: str) -> None:
+    shape, axis, group = LAYOUTS[layout]
+    check_sums(Case(gpu, dtype, shape, axis, group, wild=False))
+
+
+@dtypes
+@layouts
+def test_learned_backward_adds_every_term_once(gpu, dtype: torch.dtype, layout: str) -> None:
+    """Numbers whose sums are exact in any order: the result is the reference's to the last bit."""
+    shape, axis, group = LAYOUTS[layout]
+    case = Case(gpu, dtype, shape, axis, group, wild=False, limits=(-8, 7))
+    random = torch.Generator().manual_seed(1)
+    case.x = (torch.randint(-80, 80, shape, generator=random) * 0.0625).to(dtype)
+    case.grad = torch.randint(-2, 3, shape, generator=random).to(dtype)
+    case.scale.fill_(0.25)
+    case.scheme.scale = gpu.put(case.scale).value
+    got, want = case.learned()
+    for g, w in zip(got, want, strict=True):
+        assert torch.equal(g, w.reshape(g.shape))
+
+
+@dtypes
+@layouts
+def test_minmax(gpu, dtype: torch.dtype, layout: str) -> None:
+    shape, axis, group = LAYOUTS[layout]
+    for wild in (False, True):
+        case = Case(gpu, dtype, shape, axis, group, wild=wild)
+        for got, want in zip(*case.minmax(), strict=True):
+            assert torch.equal(got.nan_to_num(1e30), want.reshape(-1).nan_to_num(1e30))
+
+
+@pytest.mark.parametrize(
+    "layout, grids",
+    [
+        ("segments", [(2, "lockstep", 0)]),
+        ("last", [(2, "lockstep", 0)]),
+        ("few_last", [(1, "lockstep", 0)]),
+        ("tensor", [(1, "lockstep", 0), (None, "random", 1)]),
+        ("weight", [(1, "lockstep", 0), (None, "random", 1)]),
+        ("groups", [(1, "lockstep", 0), (None, "random", 1)]),
+        ("ragged_images", [(1, "random", 2)]),
+        ("short_runs", [(1, "random", 2)]),
+        ("ragged_last", [(1, "random", 2)]),
+    ],
+)
+def test_grid_and_schedule_change_no_bit(gpu, layout: str, grids: list) -> None:
+    """The loops over what the grid leaves, and the order of threads."""
+    shape, axis, group = LAYOUTS[layout]
+    results = []
+    for max_blocks, schedule, seed in ((None, "lockstep", 0), *grids):
+        gpu.reset(max_blocks, schedule, seed)
+        case = Case(gpu, torch.float16, shape, axis, group, wild=False)
+        results.append([case.quantize()[0], *case.learned()[0], *case.minmax()[0]])
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert_same_bits(a, b)
+
+
+def test_many_partials_are_combined_by_a_whole_block(gpu) -> None:
+    """600 runs of one channel: more partial results than a warp takes."""
+    case = Case(gpu, torch.float32, (600, 2, 16), 1, wild=False)
+    check_sums(case)
+    for got, want in zip(*case.minmax(), strict=True):
+        assert_same_bits(got, want)
+
+
+@pytest.mark.parametrize("shape, axis", [((0,), None), ((3, 0), 0), ((0, 3), 1)])
+def test_empty(gpu, shape: tuple[int, ...], axis: int | None) -> None:
+    case = Case(gpu, torch.float32, shape, axis)
+    for op in (case.quantize, case.fake_quantize, case.backward):
+        assert op()[0].shape == shape
+    assert gpu.launched == []
+    got, want = case.learned()
+    for g, w in zip(got[1:], want[1:], strict=True):
+        assert torch.equal(g, w.reshape(-1))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 64), (2, 3, 10), (1, 40), (600,), (4, 0)])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_int4(gpu, shape: tuple[int, ...], signed: bool, offset: int) -> None:
+    low, high, dtype = (-8, 8, torch.int8) if signed else (0, 16, torch.uint8)
+    q = torch.randint(low, high, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    columns = shape[-1]
+    rows = math.prod(shape[:-1])
+    want = reference.pack_int4(q)
+    sizes = ctypes.c_int64(rows), ctypes.c_int64(columns)
+    packed, back = gpu.room(tuple(want.shape), torch.uint8), gpu.room(shape, dtype, offset)
+    gpu.call("pack_int4", gpu.put(q, offset), packed, *sizes)
+    assert torch.equal(gpu.take(packed, tuple(want.shape), torch.uint8), want)
+    gpu.call("unpack_int4", packed, back, *sizes, int(signed))
+    assert torch.equal(gpu.take(back, shape, dtype), q)
+
+
+def test_pack_int4_keeps_the_low_four_bits(gpu) -> None:
+    for columns in (256, 255):
+        q = torch.arange(2 * columns).to(torch.uint8).reshape(2, columns)
+        want = reference.pack_int4(q)
+        packed = gpu.room(tuple(want.shape), torch.uint8)
+        gpu.call("pack_int4", gpu.put(q), packed, ctypes.c_int64(2), ctypes.c_int64(columns))
+        assert torch.equal(gpu.take(packed, tuple(want.shape), torch.uint8), want)

@@ -1,0 +1,434 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sparseq import (
+    NM,
+    Layer,
+    Plan,
+    Quant,
+    Unstructured,
+    calibrate,
+    convert,
+    explain,
+    ops,
+    prepare,
+    testing,
+)
+from sparseq.nn import SparseQuantConv2d, SparseQuantLayer, SparseQuantLinear
+
+BOTH = Layer(weight=Quant(axis=0), input=Quant(symmetric=False))
+
+
+def settle(model):
+    """Batch norms with the statistics and factors of a trained model, some negative, one zero."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.3, 3)
+            if module.affine:
+                module.weight.data.normal_()
+                module.weight.data[0], module.weight.data[-1] = -0.7, 0.0
+                module.bias.data.normal_()
+    return model.eval()
+
+
+def prepared(model, x, plan=BOTH):
+    plan = plan if isinstance(plan, Plan) else Plan({"*": plan})
+    return calibrate(prepare(settle(model), plan), [x])
+
+
+def agree(model, x, lsb=1.0):
+    """The converted model, after comparing it with the fake-quantised one."""
+    with torch.no_grad():
+        wanted, state = model(x), copy.deepcopy(model.state_dict())
+        fast = convert(model)
+        for _ in testing.every_isa():
+            step = (wanted.max() - wanted.min()) / 255
+            testing.assert_within_lsb(fast(x), wanted, step, lsb=lsb)
+        testing.assert_equal(model(x), wanted)
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            testing.assert_equal(value, state[name], message=name)
+    return fast
+
+
+def integer(model):
+    return {n: m for n, m in model.named_modules() if isinstance(m, SparseQuantLayer)}
+
+
+def conv_net(bias=True, affine=True):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=bias),
+        nn.BatchNorm2d(8, affine=affine),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, groups=8, bias=bias),
+        nn.BatchNorm2d(8),
+        nn.ReLU6(),
+        nn.Conv2d(8, 12, 1, bias=bias),
+        nn.Flatten(),
+        nn.Linear(12 * 16, 16, bias=bias),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Linear(16, 5, bias=bias),
+    )
+
+
+IMAGES = (6, 3, 10, 10)
+SCHEMES = {
+    "per channel": BOTH,
+    "per tensor": Layer(weight=Quant(), input=Quant()),
+    "asymmetric weight": Layer(weight=Quant(axis=0, symmetric=False), input=Quant(symmetric=False)),
+    "asymmetric tensor": Layer(weight=Quant(symmetric=False), input=Quant()),
+    "unsigned weight": Layer(weight=Quant(axis=0, signed=False, symmetric=False), input=Quant()),
+    "unsigned input": Layer(weight=Quant(axis=0), input=Quant(signed=False, symmetric=False)),
+    "4 bits": Layer(weight=Quant(bits=4, axis=0), input=Quant(bits=6, symmetric=False)),
+    "2 bits": Layer(weight=Quant(bits=2, axis=0, symmetric=False), input=Quant()),
+    "weight only": Layer(weight=Quant(axis=0)),
+    "learned": Layer(
+        weight=Quant(axis=0, learned=True), input=Quant(symmetric=False, learned=True)
+    ),
+    "sparse": Layer(weight=Quant(axis=0), input=Quant(), sparsity=NM(2, 4)),
+    "pruned": Layer(
+        weight=Quant(axis=0, symmetric=False), input=Quant(), sparsity=Unstructured(0.7)
+    ),
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_schemes_agree(scheme, bias):
+    x = torch.randn(IMAGES)
+    fast = agree(prepared(conv_net(bias), x, SCHEMES[scheme]), x)
+    layers = integer(fast)
+    assert list(layers) == ["0", "3", "6", "8", "11"]
+    assert all(m.integer == (scheme != "weight only") for m in layers.values())
+    assert not any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in fast.modules())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_group_scales_agree(symmetric):
+    x = torch.randn(8, 24)
+    model = nn.Sequential(
+        nn.Linear(24, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8), nn.BatchNorm1d(8)
+    )
+    plan = Layer(weight=Quant(bits=4, group_size=8, symmetric=symmetric), input=Quant(symmetric=False))
+    fast = agree(prepared(model, x, plan), x)
+    assert not any(layer.integer for layer in integer(fast).values())
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in fast.modules())
+
+
+def test_a_batch_norm_without_factors():
+    x = torch.randn(IMAGES)
+    agree(prepared(conv_net(affine=False), x), x)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [None, 8])
+def test_zero_gamma_gives_the_shift_exactly(symmetric, group_size):
+    model = nn.Sequential(nn.Linear(16, 4), nn.BatchNorm1d(4))
+    x = torch.randn(8, 16)
+    spec = Quant(axis=0, symmetric=symmetric, group_size=group_size)
+    model = prepared(model, x, Layer(weight=spec, input=Quant()))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        y = convert(model)(x)
+    testing.assert_equal(y, model[1].bias.detach().expand(8, 4).contiguous())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_negative_gamma_only_mirrors_integers(symmetric):
+    """No rounding is added: what comes out is the trained weight times the factor, bit for bit."""
+    model = nn.Sequential(nn.Linear(16, 4), nn.BatchNorm1d(4))
+    x = torch.randn(8, 16)
+    model = prepared(model, x, Layer(weight=Quant(axis=0, symmetric=symmetric), input=Quant()))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([-2.0, 1.0, -0.3, 0.7]))
+        unfolded = convert(model[0])
+        fast = convert(model)[0]
+    factor = model[1].weight.detach() / (model[1].running_var + model[1].eps).sqrt()
+    wanted = unfolded.packed().dequantize() * factor[:, None]
+    torch.testing.assert_close(fast.packed().dequantize(), wanted, rtol=1e-6, atol=0)
+    info = fast.weight_spec
+    assert int(fast.weight_values.min()) >= info.quant_min
+    assert int(fast.weight_values.max()) <= info.quant_max
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("sparsity", [NM(2, 4), Unstructured(0.6)])
+def test_zeros_stay_zeros_through_mask_fold_and_rounding(symmetric, sparsity):
+    spec = Quant(axis=0, symmetric=symmetric)
+    plan = Layer(weight=spec, input=Quant(symmetric=False), sparsity=sparsity)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 4))
+    x = torch.randn(4, 8, 4, 4)
+    model = prepared(model, x, plan)
+    fast = agree(model, x)
+    for index in (0, 3):
+        dropped = ~model[index].parametrizations.weight[0].mask
+        assert int(dropped.sum()) > 0
+        weight = fast[index].packed().dequantize()
+        assert bool((weight[dropped] == 0).all())
+        row = explain(fast).rows[0 if index == 0 else 1]
+        assert row.sparsity >= float(dropped.float().mean()) - 1e-9
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(4, 6, (3, 1), padding=(1, 0)),
+        nn.Conv2d(4, 6, 3, stride=(2, 1), padding=2, dilation=2),
+        nn.Conv2d(4, 6, 3, padding="same"),
+        nn.Conv2d(4, 6, 3, padding="valid", groups=2),
+        nn.Conv2d(4, 4, 5, padding=2, groups=4),
+    ],
+)
+def test_arguments_of_convolutions(convolution):
+    x = torch.randn(3, 4, 9, 8)
+    fast = agree(prepared(nn.Sequential(convolution), x), x)
+    assert isinstance(fast[0], SparseQuantConv2d) and fast[0].integer
+
+
+def test_reflected_padding_stays_float_and_agrees():
+    x = torch.randn(3, 4, 9, 8)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(6))
+    fast = agree(prepared(model, x), x)
+    assert not integer(fast) and isinstance(fast[1], nn.Identity)
+
+
+def test_layers_outside_of_the_plan_stay_and_their_batch_norms_fold():
+    x = torch.randn(IMAGES)
+    plan = Plan({"*": BOTH, "0": None, "11": None})
+    fast = agree(prepared(conv_net(), x, plan), x)
+    assert list(integer(fast)) == ["3", "6", "8"]
+    assert isinstance(fast[1], nn.Identity) and type(fast[0]) is nn.Conv2d
+
+
+def test_three_dimensional_input():
+    x = torch.randn(2, 7, 8)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    agree(prepared(model, x), x)
+
+
+class Wired(nn.Module):
+    """Batch norms where folding would be wrong: not adjacent, read twice, called twice, shared."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.first = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        if self.kind == "relu between":
+            return self.norm(functional.relu(self.first(x)))
+        if self.kind == "read twice":
+            y = self.first(x)
+            return self.norm(y) + y
+        if self.kind == "two norms":
+            y = self.first(x)
+            return self.norm(y) + self.other(y)
+        if self.kind == "layer called twice":
+            return self.norm(self.first(self.first(x)))
+        if self.kind == "norm called twice":
+            return self.norm(self.norm(self.first(x)))
+        if self.kind == "norm before":
+            return self.first(self.norm(x))
+        if self.kind == "chain":
+            return self.other(self.norm(self.first(x)))
+        return self.norm(self.first(x) * 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "folded"),
+    [
+        ("relu between", 0),
+        ("read twice", 0),
+        ("two norms", 0),
+        ("layer called twice", 0),
+        ("norm called twice", 0),
+        ("norm before", 0),
+        ("chain", 1),
+        ("arithmetic between", 0),
+    ],
+)
+def test_only_adjacent_batch_norms_fold(kind, folded):
+    x = torch.randn(3, 4, 6, 6)
+    fast = agree(prepared(Wired(kind), x), x)
+    assert sum(isinstance(m, nn.Identity) for m in fast.modules()) == folded
+
+
+def test_a_batch_norm_over_positions_is_not_one_over_features():
+    """After a Linear on [N, L, F] BatchNorm1d normalises L."""
+    x = torch.randn(5, 6, 4)
+    model = nn.Sequential(nn.Linear(4, 9), nn.BatchNorm1d(6))
+    fast = agree(prepared(model, x), x)
+    assert isinstance(fast[1], nn.BatchNorm1d)
+
+
+class Aliased(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 6)
+        self.again = self.stem
+        self.norm = nn.BatchNorm1d(6)
+        self.blocks = nn.ModuleList([nn.Linear(6, 6)] * 3)
+
+    def forward(self, x):
+        x = self.again(torch.relu(self.stem(x)))
+        for block in self.blocks:
+            x = torch.relu(block(x))
+        return self.norm(x)
+
+
+def test_a_module_under_several_names_is_swapped_under_each():
+    x = torch.randn(16, 6)
+    fast = agree(prepared(Aliased(), x), x)
+    assert fast.stem is fast.again and isinstance(fast.again, SparseQuantLinear)
+    assert fast.blocks[0] is fast.blocks[2] and isinstance(fast.blocks[2], SparseQuantLinear)
+
+
+class AliasedPair(nn.Module):
+    """One convolution and one norm, each under two names, called once."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.body = nn.Sequential(self.conv, self.norm)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_a_folded_pair_under_several_names():
+    x = torch.randn(2, 3, 6, 6)
+    fast = agree(prepared(AliasedPair(), x), x)
+    assert isinstance(fast.conv, SparseQuantConv2d) and fast.body[0] is fast.conv
+    assert isinstance(fast.body[1], nn.Identity)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        if x.mean() > 100:
+            return x
+        return self.norm(self.conv(x))
+
+
+def test_an_untraceable_model_keeps_its_batch_norms():
+    x = torch.randn(2, 3, 6, 6)
+    fast = agree(prepared(Branching(), x), x)
+    assert isinstance(fast.conv, SparseQuantConv2d) and isinstance(fast.norm, nn.BatchNorm2d)
+
+
+def test_a_single_layer():
+    x = torch.randn(4, 6)
+    layer = calibrate(prepare(nn.Linear(6, 3).eval(), Plan({"*": BOTH})), [x])
+    with torch.no_grad():
+        torch.testing.assert_close(convert(layer)(x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+def test_after_training_convert_uses_the_weights_as_they_are_now():
+    x, y = torch.randn(32, 3, 10, 10), torch.randint(5, (32,))
+    model = prepare(conv_net(), Plan({"*": BOTH})).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    agree(model.eval(), x)
+
+
+def test_the_mode_of_the_original_stays():
+    x = torch.randn(IMAGES)
+    model = prepared(conv_net(), x).train()
+    assert not convert(model).training and model.training
+
+
+def test_an_uncalibrated_input_is_named():
+    model = prepare(nn.Sequential(nn.Linear(4, 4)), Plan({"*": BOTH}))
+    with pytest.raises(ValueError, match=r"convert: the input of 0 has no range yet: run calibrate"):
+        convert(model)
+
+
+def test_an_example_is_run():
+    x = torch.randn(4, 6)
+    model = calibrate(prepare(nn.Sequential(nn.Linear(6, 3)), Plan({"*": BOTH})), [x])
+    convert(model, x)
+    with pytest.raises(ValueError, match="int8_linear: x must be"):
+        convert(model, torch.randn(4, 7))
+
+
+def test_a_float_model_converts_to_itself_with_folded_norms():
+    x, model = torch.randn(IMAGES), settle(conv_net())
+    with torch.no_grad():
+        torch.testing.assert_close(convert(model)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_activations(dtype):
+    x = torch.randn(4, 6)
+    model = calibrate(prepare(nn.Sequential(nn.Linear(6, 3)), Plan({"*": BOTH})), [x])
+    fast = convert(model)
+    y = fast(x.to(dtype))
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, fast(x.to(dtype).float()).to(dtype))
+
+
+def test_converted_models_compile_and_export():
+    x = torch.randn(IMAGES)
+    fast = convert(prepared(conv_net(), x))
+    wanted = fast(x)
+    with torch.no_grad():
+        compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+        testing.assert_equal(compiled(x), wanted)
+        testing.assert_equal(torch.export.export(fast, (x,)).module()(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "error", "text"),
+    [
+        (nn.Conv2d(2, 2, 1), {}, TypeError, "layer must be nn.Linear, got Conv2d"),
+        (nn.Linear(2, 2), {"weight": Quant(axis=1)}, ValueError, "weight must have axis 0 or None"),
+    ],
+)
+def test_from_float_refuses(layer, arguments, error, text):
+    with pytest.raises(error, match=f"SparseQuantLinear.from_float: {text}"):
+        SparseQuantLinear.from_float(layer, **arguments)
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 12), (12,)])
+def test_from_float_linear(shape):
+    linear, x = nn.Linear(12, 7), torch.randn(shape)
+    layer = SparseQuantLinear.from_float(linear, scale=torch.tensor(0.03), zero_point=torch.tensor(5, dtype=torch.int32))
+    weight = ops.fake_quantize(linear.weight.detach(), linear.weight.detach().abs().amax(1) / 127, None, -127, 127, 0)
+    wanted = functional.linear(ops.fake_quantize(x, 0.03, 5, -128, 127), weight, linear.bias.detach())
+    torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
+    dynamic = SparseQuantLinear.from_float(linear)(x)
+    span = float(x.max().clamp(min=0) - x.min().clamp(max=0)) / 255
+    bound = span / 2 * linear.weight.detach().abs().sum(1).max() + 0.05
+    assert bool(((dynamic - linear(x)).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_torchvision_models_convert_and_agree(name):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(1)
+    model = getattr(models, name)(num_classes=10)
+    x = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        model.train()(torch.randn(16, 3, 64, 64))  # statistics that fit the weights
+    plan = Plan({"*": BOTH})
+    model = calibrate(prepare(model.eval(), plan), [x])
+    with torch.no_grad():
+        wanted, fast = model(x), convert(model)
+        got = fast(x)
+    assert not any(isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)) for m in fast.modules())
+    assert all(layer.integer for layer in integer(fast).values())
+    step = (wanted.max() - wanted.min()) / 255
+    testing.assert_within_lsb(got, wanted, step)

@@ -1,0 +1,174 @@
+"""Every op of torch.ops.sparseq is complete: definition, kernels, fake kernel, tests, benchmark, export."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparseq import ops, reference
+from sparseq.export.translate import NOT_EXPORTED, translations
+
+ROOT = Path(__file__).parents[2]
+raw = torch.ops.sparseq
+SCHEMAS = {
+    schema.name.removeprefix("sparseq::"): schema
+    for schema in torch._C._jit_get_all_schemas()
+    if schema.name.startswith("sparseq::")
+}
+
+x = torch.linspace(-4, 4, 48).reshape(2, 4, 6)
+image = x.reshape(2, 4, 3, 2).contiguous(memory_format=torch.channels_last)
+q = torch.arange(48, dtype=torch.int8).reshape(2, 4, 6)
+u = q.to(torch.uint8)
+one, each, groups = torch.tensor(0.1), torch.rand(4) + 0.1, torch.rand(2, 4, 2) + 0.1
+zero, zeros = torch.tensor(3, dtype=torch.int32), torch.tensor([0, 1, -2, 3], dtype=torch.int32)
+scales = torch.rand(5) + 0.1
+weight = torch.arange(30, dtype=torch.int8).reshape(5, 6)
+taps = torch.arange(40, dtype=torch.int8).reshape(5, 2, 2, 2)
+pixels = torch.arange(144, dtype=torch.int32).to(torch.int8).reshape(2, 4, 3, 6)
+
+
+def leaf(value):
+    return value.clone().requires_grad_()
+
+
+# Argument sets for opcheck, at least one an op; those with a leaf() check autograd too.
+ROWS = {
+    "quantize": [
+        (x, one, None, -127, 127, None, None),
+        (x, each, zeros, -128, 127, 1, None),
+        (x.half(), groups, None, 0, 15, -1, 3),
+        (image.bfloat16(), each, zeros.float(), -8, 7, 1, None),
+        (leaf(x), one, zero, -128, 127, None, None),
+        (x.transpose(0, 2), torch.rand(6) + 0.1, None, -127, 127, 0, None),
+        (x[:0], one, None, -127, 127, None, None),
+    ],
+    "dequantize": [
+        (q, one, None, None, None, torch.float32),
+        (q, each, zeros, 1, None, torch.float16),
+        (u, groups, None, -1, 3, torch.bfloat16),
+        (q.transpose(0, 2), one, zero, None, None, torch.float32),
+    ],
+    "fake_quantize": [
+        (x, one, None, -127, 127, None, None, 1.0),
+        (leaf(x), one, zero, -128, 127, None, None, 1.0),
+        (leaf(x), leaf(one), None, -127, 127, None, None, 0.1),
+        (x, leaf(one), leaf(torch.tensor(0.4)), -128, 127, None, None, 0.1),
+        (leaf(x), leaf(each), leaf(zeros.float()), -8, 7, 1, None, 0.1),
+        (leaf(x), leaf(groups), None, -7, 7, None, 3, 1.0),
+        (leaf(image.half()), each, zeros, -128, 127, 1, None, 1.0),
+        (leaf(x).transpose(0, 2), one, None, -127, 127, None, None, 1.0),
+    ],
+    "fake_quantize_backward": [
+        (x, x, one, None, -127, 127, None, None),
+        (x.transpose(0, 2), x.transpose(0, 2), one, zero, -128, 127, None, None),
+        (x, x, groups, None, -7, 7, -1, 3),
+    ],
+    "fake_quantize_learned_backward": [
+        (x, x, one, None, -127, 127, None, None, 1.0),
+        (x.half(), x.half(), each, zeros.float(), -128, 127, 1, None, 0.1),
+        (x, x, groups, None, -7, 7, -1, 3, 0.1),
+    ],
+    "minmax": [
+        (x, None, None),
+        (x.half(), 1, None),
+        (image, -3, None),
+        (x, None, 3),
+        (x, 0, 12),
+        (x, -3, 12),
+    ],
+    "pack_int4": [(q,), (u[..., :5],), (q.transpose(0, 2),)],
+    "unpack_int4": [(u, 12, True), (u, 11, False), (u.transpose(0, 2), 4, True)],
+    "int8_linear": [
+        (q, weight, scales, None, None, None),
+        (u[0], weight, scales, zero.reshape(1), torch.ones(5, dtype=torch.int32), scales),
+    ],
+    "int8_conv2d": [
+        (pixels, taps[:4], scales[:4], None, None, None, [1, 1], [0, 0], [1, 1], 2),
+        (
+            pixels[:, :2].contiguous(memory_format=torch.channels_last),
+            taps,
+            scales,
+            zero.reshape(1),
+            torch.ones(5, dtype=torch.int32),
+            scales,
+            [2, 1],
+            [1, 2],
+            [1, 2],
+            1,
+        ),
+    ],
+}
+
+
+def test_there_are_ops():
+    assert len(SCHEMAS) >= 10
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_reference_takes_the_same_arguments(name):
+    function = getattr(reference, name)
+    assert [a.name for a in SCHEMAS[name].arguments] == list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_rows_agree_with_the_reference(name):
+    for arguments in ROWS[name]:
+        with torch.no_grad():
+            got, wanted = getattr(raw, name)(*arguments), getattr(reference, name)(*arguments)
+        got, wanted = (v if isinstance(v, tuple) else (v,) for v in (got, wanted))
+        for value, exact in zip(got, wanted, strict=True):
+            assert value.shape == exact.shape and value.dtype == exact.dtype
+            torch.testing.assert_close(value, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_kernels_are_listed(name):
+    assert "CPU" in ops.kernels()[name]
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"sparseq::{name}", "Meta")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own look at inputs
+@pytest.mark.parametrize(
+    ("name", "index"), [(name, i) for name in SCHEMAS for i in range(len(ROWS.get(name, [0])))]
+)
+def test_opcheck(name, index):
+    torch.library.opcheck(getattr(raw, name).default, ROWS[name][index])
+
+
+def test_opcheck_covers_autograd():
+    """fake_quantize is the op with a gradient; its rows ask for each subset of x, scale, zero_point."""
+    asked = {
+        tuple(isinstance(a, torch.Tensor) and a.requires_grad for a in row[:3])
+        for row in ROWS["fake_quantize"]
+    }
+    assert {(True, False, False), (True, True, False), (False, True, True), (True, True, True)} <= asked
+
+
+def test_public_ops_are_documented():
+    public = {name for name in SCHEMAS if not name.endswith("_backward")}
+    assert public | {"kernels"} == set(ops.__all__)
+    for name in public:
+        text = inspect.getdoc(getattr(ops, name))
+        assert "Args:" in text and "Returns:" in text and "Raises:" in text, name
+
+
+def test_every_op_has_a_benchmark():
+    """Read, not run: benchmarks/ops.py builds large tensors when imported."""
+    tree = ast.parse((ROOT / "benchmarks" / "ops.py").read_text())
+    (rows,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "rows")
+    (table,) = (n.value for n in rows.body if isinstance(n, ast.Return))
+    assert isinstance(table, ast.Dict)
+    entries = {key.value: value for key, value in zip(table.keys, table.values, strict=True)}
+    assert set(entries) == set(SCHEMAS)
+    assert all(len(value.elts) > 0 for value in entries.values())
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_every_op_is_exported_or_says_why_not(target):
+    pytest.importorskip("onnxscript")
+    exported = set(translations(target))
+    assert exported | set(NOT_EXPORTED) == set(SCHEMAS)
+    assert not exported & set(NOT_EXPORTED)
