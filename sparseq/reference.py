@@ -219,6 +219,7 @@ def int8_linear(
     x_zero: Tensor | None,
     weight_zero: Tensor | None,
     bias: Tensor | None,
+    tiles: Tensor | None = None,
 ) -> Tensor:
     """`y[m, n] = float32(sum_k (x[m, k] - zx) * (w[n, k] - zw[n])) * scale[n] + bias[n]`."""
     acc = _centred(x, x_zero) @ _centred(weight, weight_zero).T
@@ -236,6 +237,7 @@ def int8_conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    tiles: Tensor | None = None,
 ) -> Tensor:
     """As `int8_linear` for every window of x; padding stands for the zero point, so adds nothing."""
     acc = torch.nn.functional.conv2d(

@@ -1,17 +1,21 @@
-#if defined(__x86_64__)
+// Every outside header comes before the target pragma: nothing with external linkage may be compiled for AVX2.
+#include <immintrin.h>
+
 #include <cstdint>
-#include <string>
-#include <vector>
+#include <cstring>
+#include <utility>
 
-#pragma GCC target("avx2")
+#include "gemm.h"
+
+#pragma GCC target("avx2,fma,f16c")
 #include "kernel.h"
+#include "micro_avx2.h"
 
-namespace sparseq::gemm {
+namespace sparseq {
 
 const Kernels& kernels_avx2() {
-  static constexpr Kernels table = make_kernels();
+  static const Kernels table = Driver<Avx2Micro>::kernels("avx2");
   return table;
 }
 
-}  // namespace sparseq::gemm
-#endif
+}  // namespace sparseq

@@ -1,24 +1,103 @@
-// INT8 products: what a caller passes, and one table of functions per ISA. No torch.
+// INT8 matrix products and convolutions, dense and 2:4: what the binding calls. No torch here.
+//
+//   Layout layout = kernels.layout;                        // of the running ISA
+//   PackedWeight w = pack_dense(...) or pack_sparse24(...) // once
+//   quantize_rows / shift_rows                             // any number of threads, ranges of rows
+//   WorkPlan plan = plan_work(w, rows, caches, threads);
+//   kernels.run(w, input, epilogue, plan, begin, end);     // any number of threads, ranges of plan.items
 #pragma once
-
 #include <cstdint>
+#include <vector>
 
-#include "../core/isa.h"
+#include "../core/epilogue.h"
+#include "packed.h"
 
-namespace sparseq::gemm {
+namespace sparseq {
 
-struct Kernels {
-  // out[n] = sum_k x[k] * w[n][k], exact in int32; x is already relative to its zero point, in
-  // [-255, 255]. Rows of w are k elements apart.
-  void (*rows_s8)(const int16_t* x, const int8_t* w, int64_t n, int64_t k, int32_t* out);
-  void (*rows_u8)(const int16_t* x, const uint8_t* w, int64_t n, int64_t k, int32_t* out);
+// NHWC. The output pixel m = (image * out_height + y) * out_width + x is row m of the matrix product.
+struct ConvShape {
+  int64_t batch = 1, height = 1, width = 1;
+  int64_t out_height = 1, out_width = 1;
+  int64_t kernel_height = 1, kernel_width = 1;
+  int64_t stride_height = 1, stride_width = 1;
+  int64_t pad_top = 0, pad_left = 0;
+  int64_t dilation_height = 1, dilation_width = 1;
 };
 
-// Beyond this many products |x - zx| * |w - zw| <= 255 * 255 the sum may leave int32.
-constexpr int64_t kMaxDepth = 33025;
+// Kernels read whole blocks: up to this many bytes after the last byte of the input must be readable (their
+// values do not matter: the weights there are 0). Between rows any bytes may lie.
+constexpr int64_t kInputSlack = 16;
+
+// Prepared activations: u8; a signed activation a is stored as a + 128 (and zero in the epilogue is + 128).
+struct Input {
+  const uint8_t* data = nullptr;
+  int64_t stride = 0;                    // bytes from row to row, or from pixel to pixel
+  const ConvShape* conv = nullptr;       // null: row m is at data + m * stride
+  const uint8_t* padding = nullptr;      // conv: one pixel of zero points, all channels + kInputSlack bytes
+};
+
+struct WorkPlan {
+  int64_t rows = 0;
+  int64_t row_block = 0;                 // rows per work item; their activations stay in L2
+  int64_t row_blocks = 0;
+  int64_t items = 0;                     // item = (row block, conv group, group of output channels)
+};
+
+WorkPlan plan_work(const Tiling& weight, int64_t rows, const CacheSizes& caches, int threads);
+
+enum class RowMode : int32_t {
+  fixed_u8,     // scale and zero_point given
+  fixed_s8,     // likewise; stored + 128
+  dynamic_s8,   // per row: scale = absmax / 127, zero point 0; stored + 128
+  dynamic_u8    // per row: scale = (max - min) / 255 over the row and 0
+};
+
+// q = clamp(rne(x / scale) + zero_point), NaN -> zero_point: the rule of section 4 of the design.
+struct RowQuantizer {
+  RowMode mode = RowMode::dynamic_u8;
+  const void* input = nullptr;           // f32 or bf16
+  Element input_type = Element::f32;
+  int64_t columns = 0;
+  int64_t input_stride = 0;              // elements
+  float scale = 1.0f;                    // fixed modes
+  int32_t zero_point = 0;                // fixed modes, of the u8 or s8 value itself
+  int32_t low = 0, high = 255;           // fixed modes
+  uint8_t* output = nullptr;
+  int64_t output_stride = 0;             // bytes, >= columns; the bytes between are set to 0
+  float* row_scale = nullptr;            // [rows], dynamic modes: Epilogue::row_scale
+  int32_t* row_zero = nullptr;           // [rows], dynamic modes: Epilogue::row_zero (+ 128 included)
+};
+
+struct Depthwise {
+  ConvShape shape;
+  int64_t channels = 0;
+  const int32_t* pairs = nullptr;        // pack_depthwise
+  const int32_t* weight_sum = nullptr;   // [channels]
+};
+
+// weight [channels, taps] int8 -> pairs[(taps + 1) / 2][channels up to 16]: the weights of two taps as two
+// int16 in one int32, ready for vpmaddwd. Sized and filled here, with the channels' weight sums.
+void pack_depthwise(const int8_t* weight, int64_t channels, int64_t taps, std::vector<int32_t>& pairs,
+                    std::vector<int32_t>& weight_sum);
+
+struct Kernels {
+  const char* name;
+  Layout layout;
+  void (*run)(const Tiles&, const Input&, const Epilogue&, const WorkPlan&, int64_t begin, int64_t end);
+  // Output pixels [begin, end); the input as for run.
+  void (*depthwise)(const Depthwise&, const Input&, const Epilogue&, int64_t begin, int64_t end);
+  void (*quantize_rows)(const RowQuantizer&, int64_t begin, int64_t end);
+  // Copies int8 rows into prepared form: adds 128 where is_signed, pads with zeros up to output_stride.
+  void (*shift_rows)(const uint8_t* input, int64_t input_stride, int64_t columns, bool is_signed,
+                     uint8_t* output, int64_t output_stride, int64_t begin, int64_t end);
+};
 
 const Kernels& kernels_scalar();
 const Kernels& kernels_avx2();
-const Kernels& kernels(Isa isa);
+const Kernels& kernels_avx_vnni();
+const Kernels& kernels_avx512_vnni();
 
-}  // namespace sparseq::gemm
+// 64-byte aligned memory of the calling thread, valid until its next call.
+uint8_t* thread_scratch(std::size_t size);
+
+}  // namespace sparseq

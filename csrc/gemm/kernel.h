@@ -1,38 +1,202 @@
-// The INT8 loops, written once; the compiler vectorises them for the target of the including file
-// (vpmovsxbw + vpmaddwd on AVX2). Internal linkage only.
+// The loop nest around the micro-kernels, once for dense and 2:4, linear and convolution, on every ISA.
+//
+//   for each work item (row block: activations in L2; group of channels: one cache line of outputs)
+//     for each chunk of inputs (weights of the group in L1; 2:4 positions expanded once)
+//       for each tile of rows, for each panel: micro-kernel, accumulators in an int32 block
+//     epilogue of each tile after the last chunk
 #pragma once
+#include <cstdint>
+#include <cstring>
 
+#include "epilogue_kernel.h"
 #include "gemm.h"
+#include "rows_kernel.h"
 
-namespace sparseq::gemm {
 namespace {
 
-template <class W>
-void rows(const int16_t* x, const W* w, int64_t n, int64_t k, int32_t* out) {
-  int64_t row = 0;
-  for (; row + 4 <= n; row += 4) {  // four rows share each load of x
-    const W *a = w + row * k, *b = a + k, *c = b + k, *d = c + k;
-    int32_t sa = 0, sb = 0, sc = 0, sd = 0;
-    for (int64_t i = 0; i < k; ++i) {
-      const int32_t v = x[i];
-      sa += v * int16_t(a[i]);
-      sb += v * int16_t(b[i]);
-      sc += v * int16_t(c[i]);
-      sd += v * int16_t(d[i]);
-    }
-    out[row] = sa;
-    out[row + 1] = sb;
-    out[row + 2] = sc;
-    out[row + 3] = sd;
-  }
-  for (; row < n; ++row) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < k; ++i) sum += int32_t(x[i]) * int16_t(w[row * k + i]);
-    out[row] = sum;
-  }
-}
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-constexpr Kernels make_kernels() { return {rows<int8_t>, rows<uint8_t>}; }
+// One pointer per (tile, tap, row of the tile): the indirection that makes a convolution a matrix product.
+// Pixels outside the image point to a pixel of zero points. Rows past the end repeat the last row.
+class RowPointers {
+ public:
+  static void build(const sparseq::Input& input, int64_t channel, int64_t taps, int tile, int64_t row0,
+                    int64_t rows, const uint8_t** table) {
+    for (int64_t first = 0; first < rows; first += tile) {
+      for (int r = 0; r < tile; ++r) {
+        const int64_t m = row0 + smaller(first + r, rows - 1);
+        const uint8_t** entry = table + first * taps + r;
+        if (input.conv == nullptr) *entry = input.data + m * input.stride + channel;
+        else pixel(input, *input.conv, channel, tile, m, entry);
+      }
+    }
+  }
+
+ private:
+  static void pixel(const sparseq::Input& input, const sparseq::ConvShape& s, int64_t channel, int tile, int64_t m,
+                    const uint8_t** entry) {
+    const int64_t x = m % s.out_width * s.stride_width - s.pad_left;
+    const int64_t y = m / s.out_width % s.out_height * s.stride_height - s.pad_top;
+    const int64_t image = m / s.out_width / s.out_height * s.height;
+    for (int64_t i = 0; i < s.kernel_height; ++i) {
+      const int64_t row = y + i * s.dilation_height;
+      for (int64_t j = 0; j < s.kernel_width; ++j, entry += tile) {
+        const int64_t column = x + j * s.dilation_width;
+        const bool inside = row >= 0 && row < s.height && column >= 0 && column < s.width;
+        *entry = inside ? input.data + ((image + row) * s.width + column) * input.stride + channel : input.padding;
+      }
+    }
+  }
+};
+
+template <class Micro> struct Driver {
+  using Function = void (*)(const sparseq::Operands&, int32_t*, int64_t, bool);
+  // Up to this many rows a 2:4 block is used once per load, and splitting its positions in registers is cheaper.
+  static constexpr int kStoredRows = 4;
+  static constexpr int kGroupWidth = Micro::kGroupVectors * Micro::kLanes;
+
+  template <int... R> static Function pick_dense(int rows, std::integer_sequence<int, R...>) {
+    static constexpr Function table[] = {Micro::template dense<R + 1>...};
+    return table[rows - 1];
+  }
+  template <bool kStored, int... R> static Function pick_sparse(int rows, std::integer_sequence<int, R...>) {
+    static constexpr Function table[] = {Micro::template sparse<R + 1, kStored>...};
+    return table[rows - 1];
+  }
+  static Function pick(bool dense, bool stored, int rows) {
+    if (dense) return pick_dense(rows, std::make_integer_sequence<int, Micro::kDenseRows>{});
+    return stored ? pick_sparse<true>(rows, std::make_integer_sequence<int, kStoredRows>{})
+                  : pick_sparse<false>(rows, std::make_integer_sequence<int, Micro::kSparseRows>{});
+  }
+
+  // Where the micro-kernel finds a panel's chunk: stored bytes, and what was expanded into L1 for it.
+  struct Weights { const uint8_t* data; const uint8_t* expanded; };
+
+  static Weights prepare(const sparseq::Tiles& w, const sparseq::Chunk& chunk, bool stored, uint8_t* to) {
+    const uint8_t* data = w.data + chunk.data;
+    if (w.kind == sparseq::WeightKind::dense) {
+      const int64_t step = 4 * w.panel_width();
+      Micro::expand_dense(data + (2 * chunk.count[sparseq::kQuad] + chunk.count[sparseq::kPair]) * step, to,
+                          chunk.count[sparseq::kWide] * Micro::kDenseVectors);
+      return {data, to};
+    }
+    if (stored) return {data, nullptr};
+    Micro::expand_sparse(data, to, chunk.count[0] + chunk.count[1] + chunk.count[2]);
+    return {to, nullptr};
+  }
+
+  // Which weights tile t should prefetch, one line per block, while it multiplies. The only tile of a chunk
+  // looks ahead of itself; of many tiles the first two fetch the panel's next chunk.
+  static const uint8_t* ahead(const sparseq::Tiles& w, const sparseq::Chunk& chunk, int64_t chunks_on,
+                              int64_t t, int64_t tiles) {
+    const uint8_t* data = w.data + chunk.data;
+    const int64_t blocks = chunk.count[0] + chunk.count[1] + chunk.count[2];
+    if (tiles == 1) return data + 2048;
+    return t < 2 ? data + chunks_on * w.chunk_bytes() + t * blocks * 64 : data;
+  }
+
+  static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
+                  const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    const bool dense = w.kind == sparseq::WeightKind::dense;
+    const int tile = dense ? Micro::kDenseRows : Micro::kSparseRows;
+    const int64_t taps = w.shape.taps, channel_groups = w.channel_groups();
+    const int64_t panels = kGroupWidth / w.panel_width();
+    const bool stored = !dense && plan.rows <= kStoredRows;
+    const int64_t panel_expanded = dense ? 2 * Micro::kWideStep * w.chunk_blocks
+                                         : stored ? 0 : 16 * Micro::kLanes * w.chunk_blocks;
+    const int64_t expanded = panels * panel_expanded;
+    const int64_t acc_bytes = plan.row_block * kGroupWidth * 4;
+    const int64_t table_bytes = plan.row_block * taps * static_cast<int64_t>(sizeof(uint8_t*));
+    uint8_t* scratch = sparseq::thread_scratch(static_cast<std::size_t>(expanded + acc_bytes + table_bytes));
+    auto* acc = reinterpret_cast<int32_t*>(scratch + expanded);
+    auto* table = reinterpret_cast<const uint8_t**>(scratch + expanded + acc_bytes);
+    int64_t pointers_of = -1;
+
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t channel_group = item % channel_groups, block = item / channel_groups;
+      const int64_t group = block % w.shape.groups;
+      const int64_t row0 = block / w.shape.groups * plan.row_block;
+      const int64_t rows = smaller(plan.row_block, plan.rows - row0);
+      if (block != pointers_of) {
+        RowPointers::build(input, group * w.shape.in_channels, taps, tile, row0, rows, table);
+        pointers_of = block;
+      }
+      const int64_t channel = channel_group * kGroupWidth;   // within the convolution group
+      const EpilogueKernel<typename Micro::Float> finish(epilogue, w.weight_sum,
+                                                         group * w.shape.out_channels + channel,
+                                                         smaller(kGroupWidth, w.shape.out_channels - channel));
+      const sparseq::Chunk* chunks = w.chunk + (group * w.panels + channel_group * panels) * w.chunks;
+      const int64_t tiles = (rows + tile - 1) / tile;
+      for (int64_t c = 0; c < w.chunks; ++c) {
+        Weights weights[Micro::kGroupVectors];
+        const sparseq::Chunk* of_panel[Micro::kGroupVectors];
+        for (int64_t p = 0; p < panels; ++p) {
+          of_panel[p] = chunks + p * w.chunks + c;
+          weights[p] = prepare(w, *of_panel[p], stored, scratch + p * panel_expanded);
+        }
+        for (int64_t t = 0; t < tiles; ++t) {
+          const int64_t first = t * tile, some = smaller(tile, rows - first);
+          const Function micro = pick(dense, stored, static_cast<int>(some));
+          int32_t* tile_acc = acc + first * kGroupWidth;
+          for (int64_t p = 0; p < panels; ++p) {
+            // A panel's chunks lie one behind the other; after the last come the work item's other panels.
+            const int64_t chunks_on = c + 1 < w.chunks ? 1 : 1 + (panels - 1) * w.chunks;
+            const sparseq::Chunk& chunk = *of_panel[p];
+            const sparseq::Operands operands{table + first * taps, w.refs + chunk.refs, chunk.count,
+                                             weights[p].data, weights[p].expanded, ahead(w, chunk, chunks_on, t, tiles)};
+            micro(operands, tile_acc + p * w.panel_width(), kGroupWidth, c == 0);
+          }
+          if (c + 1 == w.chunks) finish.rows(tile_acc, kGroupWidth, row0 + first, some);
+        }
+      }
+    }
+  }
+
+  static void depthwise(const sparseq::Depthwise& d, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
+                        int64_t begin, int64_t end) {
+    using F = typename Micro::Float;
+    constexpr int kTile = 16, kWidth = EpilogueKernel<F>::kMaxWidth;
+    const int64_t taps = d.shape.kernel_height * d.shape.kernel_width, padded = (d.channels + 15) / 16 * 16;
+    const int64_t table_bytes = kTile * taps * static_cast<int64_t>(sizeof(uint8_t*));
+    auto* table = reinterpret_cast<const uint8_t**>(sparseq::thread_scratch(static_cast<std::size_t>(table_bytes)));
+    alignas(64) int32_t acc[kTile * kWidth];
+    sparseq::Input source = input;
+    source.conv = &d.shape;
+    for (int64_t row0 = begin; row0 < end; row0 += kTile) {
+      const int64_t rows = smaller(kTile, end - row0);
+      RowPointers::build(source, 0, taps, kTile, row0, rows, table);
+      for (int64_t channel = 0; channel < d.channels; channel += kWidth) {
+        const int64_t count = smaller(kWidth, d.channels - channel);
+        const EpilogueKernel<F> finish(epilogue, d.weight_sum, channel, count);
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t v = 0; v < count; v += F::kLanes) {
+            typename F::Int sum = F::set_int(0);
+            const int32_t* w = d.pairs + channel + v;
+            for (int64_t t = 0; t < taps; t += 2, w += padded) {
+              const uint8_t* a = table[t * kTile + r] + channel + v;
+              const uint8_t* b = table[(t + 1 < taps ? t + 1 : t) * kTile + r] + channel + v;
+              sum = F::add(sum, F::multiply_pairs(F::load_u8(a), F::load_u8(b), F::load_int(w)));
+            }
+            F::store_int(acc + r * kWidth + v, sum);
+          }
+        }
+        finish.rows(acc, kWidth, row0, rows);
+      }
+    }
+  }
+
+  static sparseq::Kernels kernels(const char* name) {
+    sparseq::Layout layout;
+    layout.lanes = Micro::kLanes;
+    layout.dense_vectors = Micro::kDenseVectors;
+    layout.dense_rows = Micro::kDenseRows;
+    layout.sparse_rows = Micro::kSparseRows;
+    layout.group_vectors = Micro::kGroupVectors;
+    layout.classes = Micro::kClassified;
+    using Rows = RowsKernel<typename Micro::Float>;
+    return {name, layout, run, depthwise, Rows::quantize, Rows::shift};
+  }
+};
 
 }  // namespace
-}  // namespace sparseq::gemm

@@ -1,10 +1,17 @@
-#include "kernel.h"
+// The scalar table: runs anywhere, and is the definition that the other ISAs are tested against.
+#include <utility>
 
-namespace sparseq::gemm {
+#include "gemm.h"
+//
+#include "../core/int8_scalar.h"
+#include "kernel.h"
+#include "micro_dot.h"
+
+namespace sparseq {
 
 const Kernels& kernels_scalar() {
-  static constexpr Kernels table = make_kernels();
+  static const Kernels table = Driver<DotMicro<ScalarDot>>::kernels("scalar");
   return table;
 }
 
-}  // namespace sparseq::gemm
+}  // namespace sparseq

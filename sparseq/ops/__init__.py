@@ -11,17 +11,19 @@ from sparseq.ops.affine import (
     quantize,
     unpack_int4,
 )
-from sparseq.ops.gemm import int8_conv2d, int8_linear
+from sparseq.ops.gemm import int8_conv2d, int8_linear, int8_tiles, tile_kind
 
 __all__ = [
     "dequantize",
     "fake_quantize",
     "int8_conv2d",
     "int8_linear",
+    "int8_tiles",
     "kernels",
     "minmax",
     "pack_int4",
     "quantize",
+    "tile_kind",
     "unpack_int4",
 ]
 

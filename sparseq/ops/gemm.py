@@ -72,6 +72,7 @@ def int8_linear(
     x_zero: Tensor | None = None,
     weight_zero: Tensor | None = None,
     bias: Tensor | None = None,
+    tiles: Tensor | None = None,
 ) -> Tensor:
     """INT8 linear: `y[m, n] = (sum_k (x[m, k] - zx) (w[n, k] - zw[n])) * scale[n] + bias[n]`.
 
@@ -84,6 +85,7 @@ def int8_linear(
         x_zero: int32, one element, or None for 0.
         weight_zero: int32 `[N]`, or None for 0.
         bias: float32 `[N]`, or None.
+        tiles: what `int8_tiles` made of weight; without them they are made anew in each call.
 
     Returns:
         float32 `[..., N]`.
@@ -102,7 +104,7 @@ def int8_linear(
             f"{tuple(x.shape)} and {tuple(weight.shape)}"
         )
     _check_weight("int8_linear", weight, scale, x_zero, weight_zero, bias)
-    return _ops.int8_linear(x, weight, scale, x_zero, weight_zero, bias)
+    return _ops.int8_linear(x, weight, scale, x_zero, weight_zero, bias, tiles)
 
 
 def int8_conv2d(
@@ -116,6 +118,7 @@ def int8_conv2d(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
+    tiles: Tensor | None = None,
 ) -> Tensor:
     """INT8 convolution: as `int8_linear` over every window; padding counts as real zero.
 
@@ -130,9 +133,10 @@ def int8_conv2d(
         padding: two values.
         dilation: two values.
         groups: divides C and O.
+        tiles: what `int8_tiles` made of weight and groups; else made anew in each call.
 
     Returns:
-        float32 `[N, O, H', W']`.
+        float32 `[N, O, H', W']`, channels_last.
 
     Raises:
         TypeError: x or weight is not int8 or uint8.
@@ -164,19 +168,64 @@ def int8_conv2d(
         list(padding),
         list(dilation),
         groups,
+        tiles,
     )
 
 
+def int8_tiles(weight: Tensor, groups: int = 1) -> Tensor:
+    """Pack a weight for the kernels of this machine: done once, on load; never saved.
+
+    A weight of which every four neighbouring inputs (of every tap) hold at most two non-zeros is
+    packed as 2:4, with half the products to do; else dense, or depthwise.
+
+    Args:
+        weight: int8 `[N, K]`, or `[O, C / groups, kH, kW]`, not empty.
+        groups: of the convolution.
+
+    Returns:
+        uint8, of a length and content that depend on the machine's ISA.
+
+    Raises:
+        TypeError: weight is not int8.
+        ValueError: a shape.
+
+    Reference:
+        Mishra et al. 2021, Accelerating Sparse Deep Neural Networks, section 3 (2:4).
+    """
+    check_tensor("int8_tiles", "weight", weight)
+    if weight.dtype != torch.int8:
+        got = str(weight.dtype).removeprefix("torch.")
+        raise TypeError(f"int8_tiles: weight must be int8, got {got}")
+    if weight.dim() not in (2, 4) or weight.numel() == 0 or groups < 1 or weight.shape[0] % groups:
+        raise ValueError(
+            "int8_tiles: weight must be [N, K] or [O, I, kH, kW], not empty, with rows a multiple of "
+            f"groups = {groups}, got {tuple(weight.shape)}"
+        )
+    return _ops.int8_tiles(weight, groups)
+
+
+def tile_kind(tiles: Tensor) -> str:
+    """How `int8_tiles` packed a weight: "dense", "2:4" or "depthwise"."""
+    return ("dense", "2:4", "depthwise")[int(tiles[4:8].view(torch.int32))]
+
+
 @torch.library.register_fake("sparseq::int8_linear")
-def _(x, weight, scale, x_zero, weight_zero, bias):  # type: ignore[no-untyped-def]
+def _(x, weight, scale, x_zero, weight_zero, bias, tiles):  # type: ignore[no-untyped-def]
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
 
 
 @torch.library.register_fake("sparseq::int8_conv2d")
-def _(x, weight, scale, x_zero, weight_zero, bias, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
+def _(x, weight, scale, x_zero, weight_zero, bias, stride, padding, dilation, groups, tiles):  # type: ignore[no-untyped-def]
     spatial = [
         (x.shape[d + 2] + 2 * padding[d] - dilation[d] * (weight.shape[d + 2] - 1) - 1) // stride[d]
         + 1
         for d in range(2)
     ]
-    return x.new_empty((x.shape[0], weight.shape[0], *spatial), dtype=torch.float32)
+    y = x.new_empty((x.shape[0], weight.shape[0], *spatial), dtype=torch.float32)
+    return torch.empty_like(y, memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("sparseq::int8_tiles")
+def _(weight, groups):  # type: ignore[no-untyped-def]
+    size = torch.library.get_ctx().new_dynamic_size()
+    return weight.new_empty(size, dtype=torch.uint8)

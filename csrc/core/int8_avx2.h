@@ -1,0 +1,94 @@
+// AVX2 traits. Include after `#pragma GCC target("avx2,fma,f16c")` or stronger.
+#pragma once
+#include <cstdint>
+
+namespace {
+
+struct Avx2Float {
+  static constexpr int kLanes = 8;
+  using Float = __m256;
+  using Int = __m256i;
+
+  static Float set(float x) { return _mm256_set1_ps(x); }
+  static Int set_int(int32_t x) { return _mm256_set1_epi32(x); }
+  static Float load(const float* p) { return _mm256_loadu_ps(p); }
+  static Int load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static __m128i load8(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
+  static Int load_u8(const uint8_t* p) { return _mm256_cvtepu8_epi32(load8(p)); }
+  static Int load_s8(const uint8_t* p) { return _mm256_cvtepi8_epi32(load8(p)); }
+  static Float load_bf16(const uint16_t* p) {
+    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+  }
+  static void store(float* p, Float x) { _mm256_storeu_ps(p, x); }
+  static void store_int(int32_t* p, Int x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+  static void store_low_bytes(uint8_t* p, Int x) {
+    const __m256i pick = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
+    const __m256i four = _mm256_shuffle_epi8(x, pick);
+    const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), eight);
+  }
+  static void store_bf16(uint16_t* p, Float x) {
+    const __m256i u = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i r = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc0), nan);
+    const __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), h);
+  }
+  static Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
+  static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+  static Int mul(Int a, Int b) { return _mm256_mullo_epi32(a, b); }
+  // a * low half of w + b * high half of w: 8-bit activations, 16-bit weights, exact.
+  static Int multiply_pairs(Int a, Int b, Int w) {
+    return _mm256_madd_epi16(_mm256_or_si256(a, _mm256_slli_epi32(b, 16)), w);
+  }
+  static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
+  static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+  static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
+  static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
+  static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
+  static Float nan_to_zero(Float a) { return _mm256_and_ps(a, _mm256_cmp_ps(a, a, _CMP_ORD_Q)); }
+  static Float abs(Float a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static Int round(Float a) { return _mm256_cvtps_epi32(a); }
+};
+
+// What the AVX2 and AVX-VNNI micro-kernels share; each adds its own way to multiply.
+struct Avx2Bytes {
+  using FloatTrait = Avx2Float;
+  static constexpr int kLanes = 8;
+  using Vec = __m256i;
+  using Acc = __m256i;
+
+  static const __m256i* vec(const void* p) { return static_cast<const __m256i*>(p); }
+  static Acc zero() { return _mm256_setzero_si256(); }
+  static Acc load_acc(const int32_t* p) { return _mm256_loadu_si256(vec(p)); }
+  static void store_acc(int32_t* p, Acc a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+  static Vec load(const uint8_t* p) { return _mm256_load_si256(vec(p)); }
+  static void store(uint8_t* p, Vec x) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), x); }
+  static Vec low_nibbles(Vec x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+  static Vec high_nibbles(Vec x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
+  static Vec broadcast4(const uint8_t* p) {
+    int32_t word;
+    __builtin_memcpy(&word, p, 4);
+    return _mm256_set1_epi32(word);
+  }
+  static Vec broadcast16(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Vec shuffle(Vec x, Vec index) { return _mm256_shuffle_epi8(x, index); }
+  // An empty asm: it keeps the accumulator in its register and the rows in the order written. Without it
+  // gcc 12 hoists every row's broadcast, runs out of registers and spills (measured: half the speed).
+  static void pin(Acc& acc) {
+#ifndef SPARSEQ_PORTABLE_INTRINSICS
+    asm volatile("" : "+x"(acc));
+#else
+    (void)acc;
+#endif
+  }
+};
+
+}  // namespace

@@ -1,0 +1,29 @@
+// AVX-512-VNNI: 16 channels per vector. The epilogue and the row quantiser stay on the 256-bit trait: they are a
+// few per cent of the time.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"   // gcc 12: _mm512_undefined_* in its own headers
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "gemm.h"
+#ifdef SPARSEQ_PORTABLE_INTRINSICS
+#include <simde/x86/avx512.h>
+#pragma GCC target("avx2,fma,f16c")
+#else
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#endif
+#include "../core/int8_avx2.h"
+#include "../core/int8_avx512.h"
+#include "kernel.h"
+#include "micro_dot.h"
+
+namespace sparseq {
+
+const Kernels& kernels_avx512_vnni() {
+  static const Kernels table = Driver<DotMicro<Avx512Vnni>>::kernels("avx512_vnni");
+  return table;
+}
+
+}  // namespace sparseq

@@ -1,0 +1,123 @@
+#include "tiles.h"
+
+#include <unistd.h>
+
+#include <cstring>
+#include <stdexcept>
+
+#include "../sparse24/format.h"
+
+namespace sparseq::gemm {
+namespace {
+
+int64_t aligned(int64_t size) { return (size + 63) / 64 * 64; }
+
+// The arrays behind each other; returns where the next one starts.
+template <class T>
+int64_t place(int64_t at, const T* from, int64_t count, std::vector<uint8_t>& bytes) {
+  const int64_t size = count * int64_t(sizeof(T));
+  bytes.resize(size_t(at + aligned(size)));
+  if (size) std::memcpy(bytes.data() + at, from, size_t(size));
+  return at + aligned(size);
+}
+
+AlignedBytes finish(TileHeader header, std::vector<uint8_t> bytes) {
+  // a micro-kernel's last loads and prefetches may look a little past the weights
+  bytes.resize(bytes.size() + 128);
+  header.size = int64_t(bytes.size());
+  std::memcpy(bytes.data(), &header, sizeof header);
+  AlignedBytes result(bytes.size());  // kernels load whole vectors
+  std::memcpy(result.data(), bytes.data(), bytes.size());
+  return result;
+}
+
+TileHeader header_of(TileKind kind, Isa isa, const WeightShape& shape) {
+  TileHeader header{};
+  header.magic = kMagic, header.kind = kind, header.isa = isa, header.shape = shape;
+  return header;
+}
+
+AlignedBytes flatten(const PackedWeight& packed, TileKind kind, Isa isa) {
+  TileHeader header = header_of(kind, isa, packed.shape);
+  header.panels = packed.panels, header.chunks = packed.chunks, header.chunk_blocks = packed.chunk_blocks;
+  std::vector<uint8_t> bytes;
+  header.sums_at = aligned(sizeof header);
+  header.chunks_at = place(header.sums_at, packed.weight_sum.data(), int64_t(packed.weight_sum.size()), bytes);
+  header.refs_at = place(header.chunks_at, packed.chunk.data(), int64_t(packed.chunk.size()), bytes);
+  header.data_at = place(header.refs_at, packed.refs.data(), int64_t(packed.refs.size()), bytes);
+  place(header.data_at, packed.data.data(), int64_t(packed.data.size()), bytes);
+  return finish(header, std::move(bytes));
+}
+
+}  // namespace
+
+const Kernels& kernels(Isa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::avx512_vnni: return kernels_avx512_vnni();
+    case Isa::avx_vnni: return kernels_avx_vnni();
+    case Isa::avx512:
+    case Isa::avx2: return kernels_avx2();
+    case Isa::scalar: break;
+  }
+#endif
+  return kernels_scalar();
+}
+
+CacheSizes cache_sizes() {
+  static const CacheSizes sizes = [] {
+    CacheSizes found;  // the defaults stand where the system does not say
+    const long l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE), l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (l1 > 0) found.l1 = size_t(l1);
+    if (l2 > 0) found.l2 = size_t(l2);
+    return found;
+  }();
+  return sizes;
+}
+
+AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa) {
+  if (shape.groups > 1 && shape.out_channels == 1 && shape.in_channels == 1) {
+    std::vector<int32_t> pairs, sums;
+    pack_depthwise(weight, shape.groups, shape.taps, pairs, sums);
+    TileHeader header = header_of(TileKind::depthwise, isa, shape);
+    std::vector<uint8_t> bytes;
+    header.sums_at = aligned(sizeof header);
+    header.data_at = place(header.sums_at, sums.data(), int64_t(sums.size()), bytes);
+    place(header.data_at, pairs.data(), int64_t(pairs.size()), bytes);
+    return finish(header, std::move(bytes));
+  }
+  const Layout& layout = kernels(isa).layout;
+  const int64_t rows = shape.groups * shape.out_channels * shape.taps;
+  std::vector<int8_t> values(size_t(rows * values_24(shape.in_channels)));
+  std::vector<uint8_t> indices(size_t(rows * index_bytes_24(shape.in_channels)));
+  const bool sparse = shape.in_channels >= 4 &&
+                      pack_24(weight, rows, shape.in_channels, values.data(), indices.data()) == Format24::ok;
+  if (sparse) {
+    return flatten(pack_sparse24(values.data(), indices.data(), shape, layout, cache_sizes()), TileKind::sparse24, isa);
+  }
+  return flatten(pack_dense(weight, shape, layout, cache_sizes()), TileKind::dense, isa);
+}
+
+TiledWeight view_tiles(const uint8_t* bytes, int64_t size, const WeightShape& shape) {
+  const auto* header = reinterpret_cast<const TileHeader*>(bytes);
+  if (reinterpret_cast<uintptr_t>(bytes) % 64 != 0 || size < int64_t(sizeof(TileHeader)) || header->magic != kMagic || header->size != size ||
+      std::memcmp(&header->shape, &shape, sizeof shape) != 0)
+    throw std::invalid_argument("tiles must be made by int8_tiles for this weight");
+  TiledWeight view{header, {}, reinterpret_cast<const int32_t*>(bytes + header->sums_at), nullptr};
+  if (header->kind == TileKind::depthwise) {
+    view.pairs = reinterpret_cast<const int32_t*>(bytes + header->data_at);
+    return view;
+  }
+  Tiles& tiles = view.tiles;
+  tiles.kind = header->kind == TileKind::dense ? WeightKind::dense : WeightKind::sparse24;
+  tiles.layout = kernels(header->isa).layout;
+  tiles.shape = shape;
+  tiles.panels = header->panels, tiles.chunks = header->chunks, tiles.chunk_blocks = header->chunk_blocks;
+  tiles.weight_sum = view.sums;
+  tiles.chunk = reinterpret_cast<const Chunk*>(bytes + header->chunks_at);
+  tiles.refs = reinterpret_cast<const BlockRef*>(bytes + header->refs_at);
+  tiles.data = bytes + header->data_at;
+  return view;
+}
+
+}  // namespace sparseq::gemm

@@ -1,0 +1,43 @@
+// A packed weight as one flat run of bytes that a tensor can hold: a header, then four arrays, each at a
+// multiple of 64 bytes. Made on load for one ISA; never saved, never moved to another machine.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../core/isa.h"
+#include "gemm.h"
+
+namespace sparseq::gemm {
+
+enum class TileKind : int32_t { dense = 0, sparse24 = 1, depthwise = 2 };
+
+struct TileHeader {
+  int32_t magic;  // kMagic
+  TileKind kind;  // Python reads this one: what explain() calls dense, 2:4 or depthwise
+  Isa isa;
+  int32_t reserved;
+  WeightShape shape;
+  int64_t panels, chunks, chunk_blocks;
+  int64_t sums_at, chunks_at, refs_at, data_at, size;  // offsets in bytes
+};
+constexpr int32_t kMagic = 0x53514c54;
+
+struct TiledWeight {
+  const TileHeader* header;
+  Tiles tiles;             // dense and 2:4
+  const int32_t* sums;     // [outputs]
+  const int32_t* pairs;    // depthwise
+};
+
+// weight: OHWI, [groups * out_channels, taps, in_channels], any int8 values. 2:4 where every four
+// neighbouring inputs hold at most two non-zeros; depthwise where every group has one input and one output.
+AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa);
+
+// Throws std::invalid_argument where the bytes are no tiles for this shape, or not at a multiple of 64.
+TiledWeight view_tiles(const uint8_t* bytes, int64_t size, const WeightShape& shape);
+
+const Kernels& kernels(Isa isa);
+CacheSizes cache_sizes();
+
+}  // namespace sparseq::gemm
