@@ -65,8 +65,8 @@ class SparseQuantLayer(nn.Module):
             "input_scale", grid.scale.reshape(1) if grid and grid.scale is not None else None
         )
         zero = grid.zero_point if grid is not None and static else None
-        if static and zero is None:
-            zero = torch.zeros(1, dtype=torch.int32)
+        if grid is not None and grid.scale is not None and zero is None:
+            zero = torch.zeros(1, dtype=torch.int32, device=grid.scale.device)
         self.register_buffer("input_zero_point", None if zero is None else zero.reshape(1))
         self.train(False)
 
@@ -114,9 +114,9 @@ class SparseQuantLayer(nn.Module):
             raise ValueError(
                 f"{cls.__name__}.from_float: weight must have axis 0 or None, got {weight.axis}"
             )
-        packed = PackedWeight.from_float(layer.weight, weight)  # type: ignore[arg-type]
+        packed = PackedWeight.from_float(layer.weight, weight)
         grid = None if input is None else InputGrid(input, scale, zero_point)
-        return cls(packed, layer.bias, grid, layer)  # type: ignore[arg-type]
+        return cls(packed, layer.bias, grid, layer)
 
     @property
     def integer(self) -> bool:

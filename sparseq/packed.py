@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sparseq import ops
 from sparseq.quant import range_to_grid
+from sparseq.reference import expand_channels
 from sparseq.spec import Quant
 
 
@@ -70,10 +72,13 @@ class PackedWeight:
         values = (low + high - values).where(negative, values)
         zero = self.zero_point
         per_scale = [-1] + [1] * (self.scale.dim() - 1)
+        if zero is None and low + high != 0 and bool((factor < 0).any()):
+            zero = torch.zeros_like(self.scale, dtype=torch.int32)  # a mirrored one is not 0
         if zero is not None:
             zero = (low + high - zero).where((factor < 0).reshape(per_scale), zero)
-            centre = zero if zero.dim() == 1 else zero.float().mean(1).round().int()
-            values = centre.reshape(per_row).expand_as(values).where(none, values)
+            axis = 0 if zero.dim() == 1 else None
+            size = None if zero.dim() == 1 else values.numel() // zero.numel()
+            values = expand_channels(zero, values, axis, size).where(none, values)
         else:
             values = values.masked_fill(none, 0)
         magnitude = factor.abs().where(factor != 0, factor.new_ones(()))

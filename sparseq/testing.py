@@ -107,8 +107,8 @@ def assert_equal(
         first = int(differ.nonzero()[0])
         got, wanted = actual.detach().flatten()[first], expected.detach().flatten()[first]
         raise AssertionError(
-            f"{where}{int(differ.sum())} of {differ.numel()} values differ, the first at flat index "
-            f"{first}: must be {wanted.item()!r}, got {got.item()!r}"
+            f"{where}{int(differ.sum())} of {differ.numel()} values differ, the first at flat "
+            f"index {first}: must be {wanted.item()!r}, got {got.item()!r}"
         )
 
 

@@ -44,7 +44,7 @@ def test_the_old_file_is_replaced_as_a_whole(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="path: the folder .*nowhere.* does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"path: the folder .*nowhere.* does not exist"):
         with atomic_path(tmp_path / "nowhere" / "a.txt"):
             pass
     assert os.listdir(tmp_path) == []

@@ -38,7 +38,7 @@ def part_of(path):
 
 
 def imports(tree):
-    """(module, whether it is imported when the file is) of every import; type-checking ones aside."""
+    """(module, whether it is imported when the file is) of each import but type-checking ones."""
     at_import = set()
     pending = list(tree.body)
     while pending:

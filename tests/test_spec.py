@@ -19,7 +19,11 @@ quants = st.builds(
     learned=st.booleans(),
 )
 inputs = st.builds(
-    Quant, bits=st.integers(2, 8), signed=st.booleans(), symmetric=st.booleans(), learned=st.booleans()
+    Quant,
+    bits=st.integers(2, 8),
+    signed=st.booleans(),
+    symmetric=st.booleans(),
+    learned=st.booleans(),
 )
 nms = st.integers(2, 16).flatmap(lambda m: st.builds(NM, st.integers(1, m - 1), st.just(m)))
 unstructured = st.builds(

@@ -28,6 +28,7 @@ template <bool kVector>
 __global__ void __launch_bounds__(kPackThreads) pack_int4(const uint8_t* q, uint8_t* packed, Int4Rows rows) {
   constexpr int N = kVector ? kPackBytes : 1;
   const int64_t stride = int64_t(gridDim.x) * kPackThreads * N;
+#pragma unroll 1  // blocks are many: a thread seldom comes round twice
   for (int64_t i = (int64_t(blockIdx.x) * kPackThreads + threadIdx.x) * N; i < rows.bytes; i += stride) {
     if (kVector && i + N <= rows.bytes) {
       const uint4 v = __ldg(reinterpret_cast<const uint4*>(q + 2 * i));
@@ -35,6 +36,7 @@ __global__ void __launch_bounds__(kPackThreads) pack_int4(const uint8_t* q, uint
       *reinterpret_cast<uint2*>(packed + i) = out;
       continue;
     }
+#pragma unroll 1  // what is left of a vector
     for (int64_t b = i; b < i + N && b < rows.bytes; ++b) {
       const int64_t row = rows.row_bytes.divide(b), column = 2 * (b - row * rows.row_bytes.divisor);
       const uint8_t* pair = q + row * rows.columns + column;
@@ -50,6 +52,7 @@ __global__ void __launch_bounds__(kPackThreads)
   constexpr int N = kVector ? kPackBytes : 1;
   const int64_t stride = int64_t(gridDim.x) * kPackThreads * N;
   const auto extend = [&](uint32_t nibbles) { return is_signed ? extend_signs(nibbles) : nibbles; };
+#pragma unroll 1  // blocks are many: a thread seldom comes round twice
   for (int64_t i = (int64_t(blockIdx.x) * kPackThreads + threadIdx.x) * N; i < rows.bytes; i += stride) {
     if (kVector && i + N <= rows.bytes) {
       const uint2 v = __ldg(reinterpret_cast<const uint2*>(packed + i));
@@ -61,6 +64,7 @@ __global__ void __launch_bounds__(kPackThreads)
       *reinterpret_cast<uint4*>(q + 2 * i) = out;
       continue;
     }
+#pragma unroll 1  // what is left of a vector
     for (int64_t b = i; b < i + N && b < rows.bytes; ++b) {
       const int64_t row = rows.row_bytes.divide(b), column = 2 * (b - row * rows.row_bytes.divisor);
       uint8_t* pair = q + row * rows.columns + column;

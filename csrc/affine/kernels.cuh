@@ -136,6 +136,7 @@ __global__ void __launch_bounds__(kThreads, kGather ? 3 : 5) elementwise(Op op, 
   const int64_t stride = int64_t(gridDim.x) * kThreads * N;
   for (int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * N; i < numel; i += stride) {
     if (N > 1 && i + N > numel) {
+#pragma unroll 1  // fewer than N
       for (; i < numel; ++i) {
         const Parameters p[] = {spread.of(spread.channel_at(i))};
         op.template run<1>(i, p);
@@ -266,7 +267,10 @@ __global__ void __launch_bounds__(kThreads) reduce_runs(Reducer reducer, Runs ru
       const int64_t whole = last - (last - first) % N;
       const typename Reducer::Params p[] = {reducer.params(runs.channels.remainder(run))};
       for (int64_t i = first + lane * N; i < whole; i += runs.lanes * N) reducer.template step<N>(s, p, i);
-      for (int64_t i = whole + lane; i < last; i += runs.lanes) reducer.template step<1>(s, p, i);
+      if constexpr (N > 1) {
+#pragma unroll 1  // fewer than N
+        for (int64_t i = whole + lane; i < last; i += runs.lanes) reducer.template step<1>(s, p, i);
+      }
     }
     const Pair total = across(Reducer::value(s[0]), runs.lanes, Reducer::join);
     if (lane == 0 && task < runs.tasks) partials[task] = total;

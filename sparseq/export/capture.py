@@ -44,7 +44,8 @@ class Capture:
         strangers = [call for call in calls if call.partition("@")[0] not in self.layers]
         if strangers:
             raise ValueError(
-                f"verify: the file is of another model: this one has no integer layer {strangers[0]}"
+                "verify: the file is of another model: this one has no integer layer "
+                f"{strangers[0]}"
             )
         self.handles: list[Any] = []
         self.record = Captured()
@@ -81,4 +82,5 @@ class Capture:
         call = f"{name}@{calls}" if calls else name
         if layer.input_spec is not None:
             self.record.inputs[call] = layer.quantize_input(args[0])[0].numpy()
-        self.record.outputs[call] = output.float().numpy()
+        # a copy: an in-place activation behind the layer would write into it
+        self.record.outputs[call] = output.float().clone().numpy()

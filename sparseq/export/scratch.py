@@ -36,9 +36,10 @@ def forced_name(tensor: str) -> str:
 
 
 def expose(proto: Any, forced: Collection[str], shown: Collection[str]) -> Any:
-    """A copy whose `forced` tensors are graph inputs to their readers, and `shown` ones outputs.
+    """A copy whose `forced` tensors are graph inputs to their readers, `shown` ones outputs.
 
-    A tensor may be both: then the output is what the graph computes, the input what its readers see.
+    A tensor may be both: then the output is what the graph computes, the input what its readers
+    see.
     """
     onnx = require("onnx")
     copy = onnx.ModelProto()

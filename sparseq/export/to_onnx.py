@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+from collections import Counter
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from sparseq.export.compare import VerificationError, verify
 from sparseq.export.require import require
 from sparseq.export.translate import translations
 from sparseq.export.view import as_converted, check_tensorrt, export_view, quantised_layers
-from sparseq.export.weights import WeightForms
+from sparseq.export.weights import PRODUCTS, WeightForms
 from sparseq.files import atomic_path
 from sparseq.nn import SparseQuantLayer
 
@@ -77,48 +78,62 @@ def _trace(view: nn.Module, example: Tensor, target: str, dynamic_batch: bool, o
 
 
 def _layer_of(node: Any, layers: dict[str, SparseQuantLayer]) -> str | None:
-    """The integer layer that a node belongs to, with `@k` for the layer's further calls."""
-    for scope in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]")):
-        if scope.partition("@")[0] in layers:
-            return str(scope)
-    return None
+    """The integer layer that a node belongs to."""
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    return next((scope for scope in scopes if scope in layers), None)
 
 
-def _tidy(graph: Any, layers: dict[str, SparseQuantLayer]) -> dict[str, dict[str, str]]:
-    """Name each layer's values after it and drop the exporter's notes (they hold source paths).
+def _integer_source(value: Any) -> Any:
+    """The integers that an activation was dequantised from, or None."""
+    dequantize = value.producer()
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return None
+    source = dequantize.inputs[0]
+    is_quantised = source.producer() is not None and source.producer().op_type == "QuantizeLinear"
+    return source if is_quantised else None
+
+
+def _name_calls(graph: Any, layers: dict[str, SparseQuantLayer]) -> dict[str, dict[str, str]]:
+    """Name the values that `verify` looks at after their layers.
 
     Returns:
-        For each call of a layer in order of execution: the names of its output and, where it is
-        quantised, of its integer input.
+        For each call of a layer (`name`, then `name@1`) in order of execution: the names of its
+        output and, where that is quantised, of its integer input.
     """
     calls: dict[str, dict[str, Any]] = {}
+    current: dict[str, str] = {}
+    count: Counter[str] = Counter()
     for node in graph:
         name = _layer_of(node, layers)
-        if name is not None:
-            call = calls.setdefault(name, {})
-            if node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Clip"):
-                call["output"] = node.outputs[0]
-            for value in node.inputs:
-                # a call that shares its input's grid with another has no QuantizeLinear of its own
-                dequantize = value.producer() if value is not None else None
-                source = dequantize and dequantize.inputs[0].producer()
-                if source is not None and source.op_type == "QuantizeLinear":
-                    call["input"] = dequantize.inputs[0]
-    names: dict[str, dict[str, str]] = {}
-    taken: set[int] = set()
-    for name, call in calls.items():
-        for role, value in call.items():
-            if id(value) not in taken and not value.is_graph_output():
-                value.name = f"{name}.{role}"
-                taken.add(id(value))
-        names[name] = {role: value.name for role, value in call.items()}
+        if name is None:
+            continue
+        if node.op_type in PRODUCTS:
+            current[name] = f"{name}@{count[name]}" if count[name] else name
+            count[name] += 1
+            calls[current[name]] = {"output": node.outputs[0]}
+            source = _integer_source(node.inputs[0])
+            if source is not None:
+                calls[current[name]]["input"] = source
+        elif name in current and calls[current[name]]["output"] in node.inputs:
+            if node.op_type in ("Add", "Cast", "Reshape"):  # a bias that is added apart, a dtype
+                calls[current[name]]["output"] = node.outputs[0]
+    named: set[int] = set()
+    for call, values in calls.items():
+        for role, value in values.items():
+            if id(value) not in named and not value.is_graph_output():
+                value.name = f"{call}.{role}"
+                named.add(id(value))
+    return {c: {role: value.name for role, value in v.items()} for c, v in calls.items()}
+
+
+def _drop_notes(graph: Any) -> None:
+    """Take out the exporter's metadata: they hold paths of source files."""
     for node in graph:
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
-    return names
 
 
 def _describe(model: nn.Module, calls: dict[str, dict[str, str]]) -> str:
@@ -150,8 +165,9 @@ def onnx(
 
     A prepared model is converted first. Each integer layer becomes QuantizeLinear and
     DequantizeLinear around its Conv or Gemm: the form that runtimes put their integer kernels in.
-    Weights are int8, or INT4 with 4 bits or fewer and opset 21 (ONNX Runtime). The graph's input is
-    called "input", its output "output"; the metadata hold sparseq's version and each layer's scheme.
+    Weights are int8, or INT4 with 4 bits or fewer and opset 21 (ONNX Runtime). The graph's input
+    is called "input", its output "output"; the metadata hold sparseq's version and each layer's
+    scheme.
 
     Args:
         model: float, prepared or converted; one tensor in, one out. Not changed.
@@ -161,7 +177,8 @@ def onnx(
             in the form that its x86 kernels compute exactly; "tensorrt": int8 with zero point 0.
         dynamic_batch: leave the first dimension open.
         opset: version of ONNX's operators, 18 to 23; None takes 21.
-        verify: compare with ONNX Runtime on `example` (see `verify`); a file that fails is not left.
+        verify: compare with ONNX Runtime on `example` (see `verify`); a file that fails is not
+            left.
 
     Raises:
         ValueError: a target, an opset, a grid that the target cannot take, or a model that torch
@@ -202,13 +219,14 @@ def _build(model: nn.Module, example: Tensor, target: str, dynamic_batch: bool, 
     layers = quantised_layers(view)
     traced = _trace(view, example, target, dynamic_batch, opset)
     weights = [
-        (node, layers[name.partition("@")[0]])
+        (node, layers[name])
         for node in traced.graph
         if (name := _layer_of(node, layers)) is not None
         and node.op_type == "DequantizeLinear"
         and node.inputs[0].is_initializer()
     ]
-    calls = _tidy(traced.graph, layers)
+    calls = _name_calls(traced.graph, layers)
+    _drop_notes(traced.graph)
     forms = WeightForms(traced.graph, target, opset)
     for node, layer in weights:
         forms.apply(node, layer)

@@ -1,7 +1,7 @@
 """Each op of sparseq in terms of ONNX operators, for torch's dynamo exporter.
 
-`translations` gives the table; `NOT_EXPORTED` names the ops that have no place in an inference graph.
-Every op is in exactly one of the two.
+`translations` gives the table; `NOT_EXPORTED` names the ops that have no place in an inference
+graph. Every op is in exactly one of the two.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseq import ops
-from sparseq.flow import convert
+from sparseq.flow.convert import convert
 from sparseq.nn import SparseQuantLayer
 from sparseq.quant import FakeQuantize, range_to_grid
 from sparseq.spec import Quant
@@ -62,7 +62,7 @@ def export_view(model: nn.Module) -> nn.Module:
     """A copy of a converted model, on the CPU, whose integer layers trace to exportable ops."""
     view = copy.deepcopy(model).cpu().eval()
     for layer in quantised_layers(view).values():
-        layer.forward = _traced_forward(layer)  # type: ignore[method-assign]
+        layer.forward = _traced_forward(layer)  # type: ignore[assignment, method-assign]
     return view
 
 
@@ -87,6 +87,6 @@ def check_tensorrt(model: nn.Module) -> None:
     for name, layer in quantised_layers(model).items():
         if layer.input_spec is not None and layer.input_scale is None:
             raise ValueError(
-                f"export.onnx: target 'tensorrt' needs a fixed input range: the input of {name} takes "
-                "each batch's own; calibrate it"
+                f"export.onnx: target 'tensorrt' needs a fixed input range: the input of {name} "
+                "takes each batch's own; calibrate it"
             )

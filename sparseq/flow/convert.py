@@ -15,10 +15,32 @@ from sparseq.packed import PackedWeight
 from sparseq.quant import FakeQuantize
 
 
-def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace a submodule by its dotted name."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+def set_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Replace a submodule under every name it has; returns the root, which may be the new one."""
+    old = model.get_submodule(name)
+    if old is model:
+        return module
+    for parent in list(model.modules()):
+        for child, held in list(parent._modules.items()):
+            if held is old:
+                setattr(parent, child, module)
+                if isinstance(parent, nn.TransformerEncoderLayer):
+                    parent.activation_relu_or_gelu = 0  # keeps torch off its fused float path
+    return model
+
+
+def _bake(layer: nn.Module) -> None:
+    """Make a parametrised layer plain, on its weight as computed.
+
+    torch's remove_parametrizations would alter the class, which a deep copy shares with its original.
+    """
+    kind = parametrize.type_before_parametrizations(layer)
+    parametrized: nn.ModuleDict = layer.parametrizations  # type: ignore[assignment]
+    values = {name: getattr(layer, name).detach() for name in parametrized}
+    del layer.parametrizations
+    layer.__class__ = kind
+    for name, value in values.items():
+        setattr(layer, name, nn.Parameter(value))
 
 
 def _integer_layer(name: str, layer: nn.Module) -> SparseQuantLayer | str:
@@ -95,10 +117,10 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         swapped = _integer_layer(name, layer)
         if isinstance(swapped, str):
             if parametrize.is_parametrized(layer, "weight"):
-                parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+                _bake(layer)
             layer.sparseq_reason = swapped  # type: ignore[assignment]
         else:
-            set_module(fast, name, swapped)
+            fast = set_module(fast, name, swapped)
     for name, norm in pairs.items():
         _fold(fast.get_submodule(name), *affine_of(fast.get_submodule(norm)))
         set_module(fast, norm, nn.Identity())

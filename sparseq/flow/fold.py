@@ -17,6 +17,11 @@ class _Tracer(fx.Tracer):
         return isinstance(module, tuple(_NORMS)) or super().is_leaf_module(module, name)
 
 
+def _dims(layer: nn.Module) -> int:
+    """Dimensions of a layer's input, as last seen by its input quantiser; 2 where it has none."""
+    return getattr(layer, "sparseq_dims", 2)
+
+
 def batch_norms(model: nn.Module) -> tuple[dict[str, str], str | None]:
     """Pairs of a layer and the batch norm that is its only reader, each called once.
 
@@ -30,7 +35,7 @@ def batch_norms(model: nn.Module) -> tuple[dict[str, str], str | None]:
         graph = _Tracer().trace(model)
     except Exception as error:  # tracing runs the model's own forward: it may raise anything
         return {}, f"torch.fx cannot trace the model ({type(error).__name__}: {error})"
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     pairs = {}
     for node in graph.nodes:
@@ -41,6 +46,9 @@ def batch_norms(model: nn.Module) -> tuple[dict[str, str], str | None]:
             continue
         layer = modules[source.target]
         fits = any(isinstance(layer, a) and isinstance(norm, b) for a, b in _NORMS.items())
+        # after a Linear on [N, L, F] BatchNorm1d normalises L
+        fits = fits and not (isinstance(norm, nn.BatchNorm1d) and _dims(layer) != 2)
+        fits = fits and norm.num_features == layer.weight.shape[0]
         once = calls[node.target] == 1 and calls[source.target] == 1
         if fits and once and norm.running_mean is not None:
             pairs[str(source.target)] = str(node.target)

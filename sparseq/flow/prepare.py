@@ -21,7 +21,13 @@ Model = TypeVar("Model", bound=nn.Module)
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     """The layers a plan can serve, by name."""
     kinds = tuple(INTEGER_LAYERS)
-    return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    # MultiheadAttention reads the weight of its output projection and never calls it
+    never_called = nn.modules.linear.NonDynamicallyQuantizableLinear
+    return {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, kinds) and not isinstance(m, never_called)
+    }
 
 
 def weight_transforms(layer: nn.Module) -> list[nn.Module]:
@@ -36,14 +42,22 @@ def transform_of(layer: nn.Module, kind: type[nn.Module]) -> Any:
     return next((t for t in weight_transforms(layer) if isinstance(t, kind)), None)
 
 
+def _single(layer: nn.Module) -> bool:
+    """Whether the weight is computed from one tensor, if it is computed."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return True
+    return hasattr(layer.parametrizations["weight"], "original")  # type: ignore[index]
+
+
 def original_weight(layer: nn.Module) -> Tensor:
     """The weight as trained, before any transform."""
     if parametrize.is_parametrized(layer, "weight"):
-        return layer.parametrizations["weight"].original  # type: ignore[index, union-attr, return-value]
+        return layer.parametrizations["weight"].original  # type: ignore[index, union-attr]
     return layer.weight  # type: ignore[return-value]
 
 
 def _transform_input(layer: nn.Module, args: Any, kwargs: Any) -> Any:
+    layer.sparseq_dims = (args[0] if args else kwargs["input"]).dim()  # for batch_norms
     if args:
         return (layer.input_quantizer(args[0]), *args[1:]), kwargs  # type: ignore[operator]
     return args, {**kwargs, "input": layer.input_quantizer(kwargs["input"])}  # type: ignore[operator]
@@ -74,11 +88,15 @@ def attach(name: str, layer: nn.Module, wanted: Layer) -> list[tuple[Mask, Tenso
         new = [(mask, weight)]
     if wanted.weight is not None:
         quantizer = _weight_quantizer(name, weight, wanted.weight).to(weight.device)
-    if parametrize.is_parametrized(layer, "weight"):
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-    for transform in (mask, quantizer):
-        if transform is not None:
-            transform.train(layer.training)
+    chain = weight_transforms(layer)
+    wished = [t for t in chain if not isinstance(t, (Mask, FakeQuantize))]
+    wished += [t.train(layer.training) for t in (mask, quantizer) if t is not None]
+    if chain:  # in place: torch's remove_parametrizations would alter deep copies of the model too
+        held: nn.ModuleList = layer.parametrizations["weight"]  # type: ignore[index, assignment]
+        del held[:]
+        held.extend(wished)
+    else:
+        for transform in wished:
             parametrize.register_parametrization(layer, "weight", transform)
     if wanted.input is not None:
         if not hasattr(layer, "input_quantizer"):
@@ -118,6 +136,11 @@ def prepare(model: Model, plan: Plan) -> Model:
         raise ValueError("prepare: model must hold nn.Linear or nn.Conv2d layers, got none")
     chosen = plan.match(layers)
     for name, wanted in chosen.items():  # all checks before the first change
+        if hasattr(layers[name], "parametrizations") and not _single(layers[name]):
+            raise ValueError(
+                f"prepare: {name}: weight must be one parameter, got a parametrisation of several "
+                "(weight_norm?): remove it first"
+            )
         if wanted.weight is not None:
             _weight_quantizer(name, original_weight(layers[name]), wanted.weight)
     new = [pair for name, wanted in chosen.items() for pair in attach(name, layers[name], wanted)]

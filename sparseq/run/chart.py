@@ -143,6 +143,7 @@ def _speed_ups(axes: Any, rows: Sequence[Row]) -> None:
             va="center",
             fontsize=9.5,
             color=_INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             zorder=5,
         )
     axes.set_title("Speed-up over the baseline, and size", fontsize=11, color=_INK)
@@ -202,4 +203,4 @@ def _label(axes: Any, rows: Sequence[Row]) -> None:
             side = across - half_width * (1 if across > 0 else -1) if not along else across
             start = axes.transData.inverted().transform((x, y))
             end = axes.transData.inverted().transform((x + side, y + near))
-            axes.plot(*zip(start, end, strict=True), color=_SURROUND, linewidth=0.8, zorder=2)
+            axes.plot(*zip(start, end, strict=True), color=_SURROUND, linewidth=0.8, zorder=4)

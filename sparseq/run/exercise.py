@@ -219,7 +219,7 @@ def measure(
     folder: Path,
     *,
     threads: int | None = None,
-    repeats: int = 200,
+    repeats: int | None = None,
 ) -> list[Row]:
     """Measure the deployed variants; the first one is what the others are compared to.
 
@@ -228,7 +228,8 @@ def measure(
         data: its test images decide the accuracy, one of them is timed.
         folder: where the models are saved, ``<name>.safetensors``.
         threads: torch's threads while timing.
-        repeats: timed calls per variant, all variants taking turns.
+        repeats: timed calls per variant, all variants taking turns; None takes 20 to 200, as many
+            as fit into 20 seconds.
 
     Returns:
         A row for each variant, in order.
@@ -239,11 +240,12 @@ def measure(
     def call(model: nn.Module) -> Callable[[], object]:
         return lambda: model(example)
 
-    times = bench.compare(
-        {variant.name: call(variant.deployed) for variant in variants},
-        repeats=repeats,
-        threads=threads,
-    )
+    calls = {variant.name: call(variant.deployed) for variant in variants}
+    if repeats is None:
+        trial = bench.compare(calls, repeats=3, warmup=1, threads=threads)
+        one_round = 2 * sum(taken.median_ms for taken in trial.values()) / 1000
+        repeats = min(max(int(20 / one_round), 20), 200)
+    times = bench.compare(calls, repeats=repeats, threads=threads)
     rows: list[Row] = []
     for variant in variants:
         path = folder / f"{variant.name}.safetensors"

@@ -83,8 +83,8 @@ class Gpu:
             self.launched.append(kernel.name)
             seen = self.coverage.setdefault(kernel.name, np.zeros_like(done.covered))
             seen |= done.covered
-        except BaseException as error:  # must not cross C: raised again by call()
-            self.error = error
+        except BaseException as error:  # must not cross C: call() raises it again
+            self.error = self.error or error  # what follows a failed launch may fail of it
             return 700
         return 0
 

@@ -8,6 +8,8 @@ import torch
 
 import sparseq.ops  # noqa: F401  (registers the ops)
 
+# ops that have no CUDA kernel yet; the test below fails once one of them has
+CPU_ONLY = {"sparseq::int8_linear", "sparseq::int8_conv2d"}
 BUILT_WITH = core.build_info().get("cuda")
 
 
@@ -23,7 +25,8 @@ def test_there_are_ops() -> None:
 @pytest.mark.skipif(BUILT_WITH is None, reason="sparseq was built without CUDA")
 @pytest.mark.parametrize("name", names())
 def test_every_op_has_a_cuda_kernel(name: str) -> None:
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+    assert has_kernel == (name not in CPU_ONLY)
 
 
 @pytest.mark.skipif(BUILT_WITH is None, reason="sparseq was built without CUDA")

@@ -1,14 +1,30 @@
 import pytest
+import sparseq._C as core
 import torch
 from torch import nn
 
-import sparseq._C as core
-from sparseq import NM, Layer, Plan, Quant, Unstructured, calibrate, convert, explain, prepare, testing
+from sparseq import (
+    NM,
+    Layer,
+    Plan,
+    Quant,
+    Unstructured,
+    calibrate,
+    convert,
+    explain,
+    prepare,
+    testing,
+)
 
 
 def network():
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(32, 4), nn.Linear(4, 2)
+        nn.Conv2d(3, 8, 3),
+        nn.Conv2d(8, 8, 3),
+        nn.Conv2d(8, 8, 1),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+        nn.Linear(4, 2),
     )
 
 
@@ -34,7 +50,9 @@ def prepared():
 def test_a_float_model():
     got = rows(network())
     assert list(got) == ["0", "1", "2", "4", "5"]
-    assert all(row.kernel == "float32" and row.note == "float: not in the plan" for row in got.values())
+    assert all(
+        row.kernel == "float32" and row.note == "float: not in the plan" for row in got.values()
+    )
     assert [row.kind for row in got.values()] == ["Conv2d"] * 3 + ["Linear"] * 2
 
 
@@ -79,7 +97,11 @@ def test_layers_that_cannot_run_on_integers_say_why():
 def test_zeros_of_asymmetric_weights_are_counted_at_their_zero_point():
     model = nn.Sequential(nn.Linear(64, 8))
     plan = Plan(
-        {"*": Layer(weight=Quant(axis=0, symmetric=False), input=Quant(), sparsity=Unstructured(0.75))}
+        {
+            "*": Layer(
+                weight=Quant(axis=0, symmetric=False), input=Quant(), sparsity=Unstructured(0.75)
+            )
+        }
     )
     calibrate(prepare(model, plan), [torch.randn(4, 64)])
     assert rows(convert(model))["0"].sparsity >= 0.75

@@ -15,7 +15,12 @@ BOTH = Layer(weight=Quant(axis=0), input=Quant(symmetric=False))
 
 def network():
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 5),
     )
 
 
@@ -150,6 +155,18 @@ def test_bad_plans(model, plan, error, text):
         prepare(model(), plan)
 
 
+def test_parametrisations_of_the_user():
+    """One of a single tensor stays and comes first; one of several is refused by name."""
+    spectral = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6))).eval()
+    prepare(spectral, Plan({"*": BOTH}))
+    prepare(spectral, Plan({"*": Layer(weight=Quant(bits=4, axis=0))}))
+    kinds = [type(t).__name__ for t in weight_transforms(spectral[0])]
+    assert kinds == ["_SpectralNorm", "FakeQuantize"]
+    several = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)))
+    with pytest.raises(ValueError, match="prepare: 0: weight must be one parameter"):
+        prepare(several, Plan({"*": BOTH}))
+
+
 def test_a_refused_plan_changes_nothing():
     model = network()
     with pytest.raises(ValueError, match="group_size must divide the 72"):
@@ -165,11 +182,21 @@ def test_calibration_sees_the_float_activations_of_the_masked_model():
     model = prepare(network(), Plan({"*": BOTH}))
     batches = [torch.randn(IMAGES) for _ in range(3)]
     calibrate(model, batches)
-    hidden = torch.cat([nn.functional.relu(nn.functional.conv2d(
-        b, model[0].parametrizations.weight.original, model[0].bias, padding=1)) for b in batches])
+    hidden = torch.cat(
+        [
+            nn.functional.relu(
+                nn.functional.conv2d(
+                    b, model[0].parametrizations.weight.original, model[0].bias, padding=1
+                )
+            )
+            for b in batches
+        ]
+    )
     observed = model[2].input_quantizer.observer
     testing.assert_equal(observed.high, hidden.max().detach())
-    assert float(model[2].input_quantizer.scale) == pytest.approx(float(hidden.max().detach()) / 255)
+    assert float(model[2].input_quantizer.scale) == pytest.approx(
+        float(hidden.max().detach()) / 255
+    )
     first = model[0].input_quantizer.observer
     testing.assert_equal(first.low, torch.cat(batches).min())
 
@@ -184,7 +211,9 @@ def test_calibration_restores_modes_and_statistics(training):
     for name, value in model[1].state_dict().items():
         testing.assert_equal(value, before[name])
     assert model.training == training and not model[2].training
-    assert all(m.enabled and not m.observing for m in model.modules() if isinstance(m, FakeQuantize))
+    assert all(
+        m.enabled and not m.observing for m in model.modules() if isinstance(m, FakeQuantize)
+    )
 
 
 def test_calibrating_again_starts_over():
@@ -235,7 +264,11 @@ def test_kinds_of_batches(batch, high):
         (["x"], TypeError, "calibrate: a batch must be a tensor, .* got str"),
         ([()], TypeError, "calibrate: a batch must be a tensor, .* got tuple"),
         ([torch.full(IMAGES, float("nan"))], ValueError, "must not hold NaN"),
-        ([torch.full(IMAGES, float("inf"))], ValueError, "input of 0 must be finite|must not hold NaN"),
+        (
+            [torch.full(IMAGES, float("inf"))],
+            ValueError,
+            "input of 0 must be finite|must not hold NaN",
+        ),
     ],
 )
 def test_bad_batches(batches, error, text):
@@ -243,4 +276,6 @@ def test_bad_batches(batches, error, text):
     with pytest.raises(error, match=text):
         calibrate(model, batches)
     assert model.training
-    assert all(m.enabled and not m.observing for m in model.modules() if isinstance(m, FakeQuantize))
+    assert all(
+        m.enabled and not m.observing for m in model.modules() if isinstance(m, FakeQuantize)
+    )

@@ -38,7 +38,8 @@ class Case:
     def __repr__(self):
         zero = None if self.zero_point is None else self.zero_point.dtype
         return (
-            f"{self.layout} {self.x.dtype} {tuple(self.x.shape)} [{self.quant_min}, {self.quant_max}] "
+            f"{self.layout} {self.x.dtype} {tuple(self.x.shape)} "
+            f"[{self.quant_min}, {self.quant_max}] "
             f"axis={self.axis} group_size={self.group_size} zero_point={zero}"
         )
 

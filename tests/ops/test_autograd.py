@@ -41,7 +41,9 @@ def test_only_x(isa, scheme, zero):
     y = ops.fake_quantize(x, scale, zero_point, -128, 127, *grouping)
     grad = torch.randn_like(y)
     y.backward(grad)
-    wanted = reference.fake_quantize_backward(grad, x.detach(), scale, zero_point, -128, 127, *grouping)
+    wanted = reference.fake_quantize_backward(
+        grad, x.detach(), scale, zero_point, -128, 127, *grouping
+    )
     testing.assert_equal(x.grad, wanted)
     assert 0 < int((wanted == 0).sum()) < wanted.numel()  # some inside, some outside
 
@@ -230,7 +232,9 @@ def test_autocast():
         y = net(x)
         again = ops.fake_quantize(y, 0.1, None, -127, 127)
     assert y.dtype == again.dtype == torch.bfloat16
-    testing.assert_equal(again, reference.fake_quantize(y.detach(), torch.tensor(0.1), None, -127, 127))
+    testing.assert_equal(
+        again, reference.fake_quantize(y.detach(), torch.tensor(0.1), None, -127, 127)
+    )
     again.sum().backward()
     assert net.layer.weight.grad.dtype == net.scale.grad.dtype == torch.float32
     assert bool(net.layer.weight.grad.any()) and bool(net.scale.grad.any())

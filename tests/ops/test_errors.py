@@ -26,7 +26,11 @@ AFFINE = [
     ((-0.5, None, -127, 127), ValueError, "scale must be positive and finite, got -0.5"),
     ((nan, None, -127, 127), ValueError, "scale must be positive and finite, got nan"),
     ((inf, None, -127, 127), ValueError, "scale must be positive and finite, got inf"),
-    ((scales(0.1, 0.0, 0.1, 0.1), None, -127, 127, 0), ValueError, "scale must be positive and finite"),
+    (
+        (scales(0.1, 0.0, 0.1, 0.1), None, -127, 127, 0),
+        ValueError,
+        "scale must be positive and finite",
+    ),
     ((scales(0.1, nan, 0.1, 0.1), None, -127, 127, 0), ValueError, "scale .* got nan"),
     ((scales(0.1, inf, 0.1, 0.1), None, -127, 127, 0), ValueError, "scale .* got inf"),
     (("0.1", None, -127, 127), TypeError, "scale must be a tensor or a number, got str"),
@@ -34,13 +38,25 @@ AFFINE = [
     ((scale.half(), None, -127, 127), TypeError, "scale must be float32, got float16"),
     ((scales(0.1, 0.1), None, -127, 127), ValueError, r"scale must have one element .* \(2,\)"),
     ((scale, None, -127, 127, 0), ValueError, r"scale must have shape \(4,\) .* got shape \(\)"),
-    ((scales(*[0.1] * 4), None, -127, 127, 1), ValueError, r"scale must have shape \(6,\) .* \(4,\)"),
+    (
+        (scales(*[0.1] * 4), None, -127, 127, 1),
+        ValueError,
+        r"scale must have shape \(6,\) .* \(4,\)",
+    ),
     ((scales(*[0.1] * 4), None, -127, 127, 0, 3), ValueError, r"scale must have shape \(4, 2\)"),
     ((scale.to("meta"), None, -127, 127), ValueError, "scale must be on cpu, got meta"),
-    ((scale, zeros(1, dtype=torch.int32).to("meta"), -127, 127), ValueError, "zero_point must be on cpu"),
+    (
+        (scale, zeros(1, dtype=torch.int32).to("meta"), -127, 127),
+        ValueError,
+        "zero_point must be on cpu",
+    ),
     ((scale, zeros(1, 2), -127, 127), ValueError, r"zero_point must have one element .* \(2,\)"),
     ((scale, 128, -128, 127), ValueError, r"zero_point must lie in \[-128, 127\], got 128"),
-    ((scale, 2**40, -128, 127), ValueError, r"zero_point must lie in \[-128, 127\], got 1099511627776"),
+    (
+        (scale, 2**40, -128, 127),
+        ValueError,
+        r"zero_point must lie in \[-128, 127\], got 1099511627776",
+    ),
     ((scale, -1, 0, 255), ValueError, r"zero_point must lie in \[0, 255\], got -1"),
     ((scale, None, 1, 255), ValueError, r"zero_point must lie in \[1, 255\], got 0"),
     ((scale, zeros(-129), -128, 127), ValueError, r"zero_point must lie in .* got -129"),
@@ -76,7 +92,9 @@ def test_dequantize_arguments(arguments, error, text):
 
 
 @pytest.mark.parametrize("op", [ops.quantize, ops.fake_quantize])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.int8, torch.bool, torch.complex64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.int32, torch.int8, torch.bool, torch.complex64]
+)
 def test_x_of_another_dtype(op, dtype):
     name = str(dtype).removeprefix("torch.")
     text = f"{op.__name__}: x must be float32, float16 or bfloat16, got {name}"
@@ -112,7 +130,7 @@ def test_group_axis_in_the_middle():
 def test_dequantize_dtypes():
     with pytest.raises(TypeError, match="dequantize: q must be int8 or uint8, got float32"):
         ops.dequantize(x, scale, None)
-    with pytest.raises(TypeError, match="dequantize: dtype must be float32, .* got float64"):
+    with pytest.raises(TypeError, match=r"dequantize: dtype must be float32, .* got float64"):
         ops.dequantize(int8, scale, None, dtype=torch.float64)
     with pytest.raises(ValueError, match="quant_min must be negative for int8, got 0"):
         ops.dequantize(int8, scale, None, 0, 255)
@@ -124,13 +142,21 @@ def test_dequantize_dtypes():
     ("call", "error", "text"),
     [
         (lambda: ops.minmax(x.double()), TypeError, "minmax: x must be float32, .* got float64"),
-        (lambda: ops.minmax(torch.empty(0)), ValueError, r"minmax: x must not be empty, got .*\(0,\)"),
+        (
+            lambda: ops.minmax(torch.empty(0)),
+            ValueError,
+            r"minmax: x must not be empty, got .*\(0,\)",
+        ),
         (lambda: ops.minmax(torch.empty(3, 0), 0), ValueError, "minmax: x must not be empty"),
         (lambda: ops.minmax(x, 5), ValueError, r"minmax: axis must be in \[-2, 1\], got 5"),
         (lambda: ops.minmax(x, None, 4), ValueError, "minmax: group_size must divide"),
         (lambda: ops.pack_int4(x), TypeError, "pack_int4: q must be int8 or uint8, got float32"),
         (lambda: ops.pack_int4(int8[0, 0]), ValueError, "pack_int4: q must have at least one dim"),
-        (lambda: ops.unpack_int4(int8, 12), TypeError, "unpack_int4: packed must be uint8, got int8"),
+        (
+            lambda: ops.unpack_int4(int8, 12),
+            TypeError,
+            "unpack_int4: packed must be uint8, got int8",
+        ),
         (
             lambda: ops.unpack_int4(int8.to(torch.uint8), 10),
             ValueError,
@@ -148,7 +174,11 @@ ones = torch.ones(4)
 LINEAR = [
     ({"x": x}, TypeError, "x must be int8 or uint8, got float32"),
     ({"weight": x}, TypeError, "weight must be int8 or uint8, got float32"),
-    ({"x": int8[:, :5]}, ValueError, r"x must be \[..., K\] and weight \[N, K\], got \(4, 5\) and \(4, 6\)"),
+    (
+        {"x": int8[:, :5]},
+        ValueError,
+        r"x must be \[..., K\] and weight \[N, K\], got \(4, 5\) and \(4, 6\)",
+    ),
     ({"weight": int8[0]}, ValueError, r"weight \[N, K\]"),
     ({"x": int8[0, 0]}, ValueError, r"x must be \[..., K\]"),
     ({"scale": ones[:3]}, ValueError, r"scale must be float32 of shape \(4,\), got \(3,\) float32"),
@@ -185,7 +215,11 @@ CONV = [
     ({"padding": (1, -1)}, ValueError, r"padding must be two numbers of at least 0, got \(1, -1\)"),
     ({"dilation": (1, 1, 1)}, ValueError, r"dilation must be two numbers .* got \(1, 1, 1\)"),
     ({"dilation": (3, 1)}, ValueError, "weight must not be larger than the padded x"),
-    ({"x": image[..., :2], "stride": (2, 2)}, ValueError, "weight must not be larger than the padded x"),
+    (
+        {"x": image[..., :2], "stride": (2, 2)},
+        ValueError,
+        "weight must not be larger than the padded x",
+    ),
 ]
 
 
@@ -205,7 +239,9 @@ RAW = {
     "scale too long": lambda: raw.fake_quantize(x, torch.ones(9), None, -127, 127, None, None, 1.0),
     "scale of another dtype": lambda: raw.quantize(x, scale.double(), None, -127, 127, None, None),
     "zero_point too short": lambda: raw.quantize(x, ones, zeros(1), -127, 127, 0, None),
-    "zero_point int64": lambda: raw.quantize(x, scale, zeros(1, dtype=torch.int64), -127, 127, None, None),
+    "zero_point int64": lambda: raw.quantize(
+        x, scale, zeros(1, dtype=torch.int64), -127, 127, None, None
+    ),
     "axis": lambda: raw.quantize(x, ones, None, -127, 127, 7, None),
     "axis of a scalar": lambda: raw.quantize(torch.tensor(1.0), ones, None, -127, 127, 0, None),
     "group_size 0": lambda: raw.quantize(x, ones, None, -127, 127, 0, 0),
@@ -278,7 +314,9 @@ def test_raw_ops_raise_and_name_themselves(name):
 def test_deep_sums_are_refused():
     """Beyond 33025 products of 255 * 255 int32 may overflow."""
     deep = torch.zeros(1, 33026, dtype=torch.int8)
-    with pytest.raises(ValueError, match="int8_linear: weight must have at most 33025 .* got 33026"):
+    with pytest.raises(
+        ValueError, match=r"int8_linear: weight must have at most 33025 .* got 33026"
+    ):
         ops.int8_linear(deep, deep, ones[:1])
     with pytest.raises(RuntimeError, match="33025"):
         raw.int8_linear(deep, deep, ones[:1], None, None, None)

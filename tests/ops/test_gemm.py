@@ -21,7 +21,7 @@ def zero_points(count, dtype, generator=None):
 
 @st.composite
 def operands(draw):
-    """Scale, x_zero, weight_zero, bias for some outputs, each zero point and the bias there or not."""
+    """Scale, x_zero, weight_zero, bias for some outputs; all but the scale may be missing."""
 
     def build(outputs, x_dtype, weight_dtype, generator):
         scale = torch.rand(outputs, generator=generator) + 0.01
@@ -166,7 +166,9 @@ def test_expanded_input(isa):
     weight = byte_values((5, 4, 3, 3), torch.int8)
     arguments = ([1, 1], [1, 1], [1, 1], 1)
     wanted = reference.int8_conv2d(x, weight, torch.ones(5), None, None, None, *arguments)
-    testing.assert_equal(ops.int8_conv2d(x, weight, torch.ones(5), None, None, None, *arguments), wanted)
+    testing.assert_equal(
+        ops.int8_conv2d(x, weight, torch.ones(5), None, None, None, *arguments), wanted
+    )
 
 
 def test_threads_do_not_matter(isa):
@@ -179,7 +181,9 @@ def test_threads_do_not_matter(isa):
     for count in (1, 2, 7):
         with testing.threads(count):
             testing.assert_equal(ops.int8_linear(x, weight, torch.ones(50)), wanted)
-            testing.assert_equal(ops.int8_conv2d(image, taps, torch.ones(24), padding=(1, 1)), pixels)
+            testing.assert_equal(
+                ops.int8_conv2d(image, taps, torch.ones(24), padding=(1, 1)), pixels
+            )
 
 
 def test_no_outputs_and_no_rows():
@@ -188,5 +192,7 @@ def test_no_outputs_and_no_rows():
     y = ops.int8_linear(empty, byte_values((4, 6), torch.int8), torch.ones(4))
     assert y.shape == (0, 4) and y.dtype == torch.float32
     bare = torch.empty(2, 0, dtype=torch.int8)  # K = 0: only the bias is left
-    y = ops.int8_linear(bare, torch.empty(3, 0, dtype=torch.int8), torch.ones(3), bias=torch.ones(3))
+    y = ops.int8_linear(
+        bare, torch.empty(3, 0, dtype=torch.int8), torch.ones(3), bias=torch.ones(3)
+    )
     testing.assert_equal(y, torch.ones(2, 3))

@@ -1,4 +1,4 @@
-"""Every op of torch.ops.sparseq is complete: definition, kernels, fake kernel, tests, benchmark, export."""
+"""Every op is complete: definition, kernels, fake kernel, tests, benchmark, export."""
 
 import ast
 import inspect
@@ -130,7 +130,9 @@ def test_kernels_are_listed(name):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"sparseq::{name}", "Meta")
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck's own look at inputs
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # opcheck's own look at inputs
 @pytest.mark.parametrize(
     ("name", "index"), [(name, i) for name in SCHEMAS for i in range(len(ROWS.get(name, [0])))]
 )
@@ -139,12 +141,17 @@ def test_opcheck(name, index):
 
 
 def test_opcheck_covers_autograd():
-    """fake_quantize is the op with a gradient; its rows ask for each subset of x, scale, zero_point."""
+    """fake_quantize is the op with a gradient; its rows ask for those of x, scale, zero_point."""
     asked = {
         tuple(isinstance(a, torch.Tensor) and a.requires_grad for a in row[:3])
         for row in ROWS["fake_quantize"]
     }
-    assert {(True, False, False), (True, True, False), (False, True, True), (True, True, True)} <= asked
+    assert {
+        (True, False, False),
+        (True, True, False),
+        (False, True, True),
+        (True, True, True),
+    } <= asked
 
 
 def test_public_ops_are_documented():

@@ -11,7 +11,9 @@ from sparseq.sparse import PruningSchedule, masks_of, update_masks
 
 
 def network():
-    return nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 4))
+    return nn.Sequential(
+        nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 4)
+    )
 
 
 def pruned(sparsity=0.8, scope="global", **layer):
@@ -47,7 +49,12 @@ def test_curves_by_formula(curve, shares, start):
     assert schedule.done
 
 
-@given(st.integers(0, 2**31), st.floats(0, 0.99), st.integers(1, 6), st.sampled_from(("cubic", "linear")))
+@given(
+    st.integers(0, 2**31),
+    st.floats(0, 0.99),
+    st.integers(1, 6),
+    st.sampled_from(("cubic", "linear")),
+)
 def test_masks_only_grow_and_end_exactly(seed, sparsity, steps, curve):
     torch.manual_seed(seed)
     model = pruned(sparsity)
@@ -140,7 +147,7 @@ def test_masked_weights_stay_zero_through_training(optimizer, quant):
         steps.zero_grad()
         loss = (model(x) - y).square().mean()
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         for module in model:
             if isinstance(module, nn.Linear):
                 mask = next(t for t in module.parametrizations.weight if hasattr(t, "mask")).mask
