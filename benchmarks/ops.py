@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from sparseq import ops, reference
+from sparseq.sparse import nm_mask
 
 SIZE = 4096
 ROUNDS = 15
@@ -30,6 +31,11 @@ class Row:
     peers: dict[str, Callable[[], object]] = field(default_factory=dict)
     reset: Callable[[], None] = lambda: None
     moved: int = 0  # bytes read and written at least
+
+
+def _bell(*shape: int) -> torch.Tensor:
+    """INT8 weights as trained ones are: bell-shaped, the greatest near 127."""
+    return (torch.randn(shape) * 28).round().clamp(-127, 127).to(torch.int8)
 
 
 class _Inputs:
@@ -53,9 +59,17 @@ class _Inputs:
         self.learned_channels = self.scales.clone().requires_grad_()
         self.learned_zero = torch.zeros(1, requires_grad=True)
         self.tokens = torch.randint(-128, 128, (128, 1024), dtype=torch.int8)
-        self.weight = torch.randint(-127, 128, (1024, 1024), dtype=torch.int8)
+        self.weight = _bell(1024, 1024)
         self.image = torch.randint(-128, 128, (1, 64, 56, 56), dtype=torch.int8)
-        self.taps = torch.randint(-127, 128, (64, 64, 3, 3), dtype=torch.int8)
+        self.image = self.image.to(memory_format=torch.channels_last)
+        self.taps = _bell(64, 64, 3, 3)
+        self.sparse, self.sparse_taps = (w * nm_mask(w.float()) for w in (self.weight, self.taps))
+        self.tiles, self.sparse_tiles = ops.int8_tiles(self.weight), ops.int8_tiles(self.sparse)
+        self.taps_tiles = ops.int8_tiles(self.taps)
+        self.sparse_taps_tiles = ops.int8_tiles(self.sparse_taps)
+        self.tokens_float, self.weight_float = self.tokens.float(), self.weight.float()
+        self.image_float = self.image.float()
+        self.taps_float = self.taps.float().to(memory_format=torch.channels_last)
         self.ones = torch.ones(1024)
 
     def reset(self) -> None:
@@ -93,7 +107,8 @@ def rows() -> dict[str, list[Row]]:
         return torch.equal(ours[0], theirs[0]) and torch.allclose(ours[1], theirs[1], rtol=1e-4)
 
     back = (i.grad, i.x, *tensor, None, None)
-    conv = [1, 1], [1, 1], [1, 1], 1
+    conv = (i.ones[:64], None, None, None, [1, 1], [1, 1], [1, 1], 1)
+    linear, conv2d = torch.nn.functional.linear, torch.nn.functional.conv2d
     return {
         "quantize": [
             Row(
@@ -254,26 +269,40 @@ def rows() -> dict[str, list[Row]]:
         "int8_linear": [
             Row(
                 "int8_linear 128x1024->1024",
-                lambda: ops.int8_linear(i.tokens, i.weight, i.ones),
+                lambda: ops.int8_linear(i.tokens, i.weight, i.ones, tiles=i.tiles),
                 same("int8_linear", i.tokens, i.weight, i.ones, None, None, None),
-                {
-                    "torch float32": lambda a=i.tokens.float(), w=i.weight.float(): (
-                        torch.nn.functional.linear(a, w)
-                    )
-                },
+                {"torch float32": lambda: linear(i.tokens_float, i.weight_float)},
+            ),
+            Row(
+                "int8_linear 2:4 128x1024->1024",
+                lambda: ops.int8_linear(i.tokens, i.sparse, i.ones, tiles=i.sparse_tiles),
+                same("int8_linear", i.tokens, i.sparse, i.ones, None, None, None),
+                {"torch float32": lambda: linear(i.tokens_float, i.weight_float)},
+            ),
+        ],
+        "int8_tiles": [
+            Row(
+                "int8_tiles 1024x1024",
+                lambda: ops.int8_tiles(i.weight),
+                lambda: torch.equal(
+                    ops.int8_linear(i.tokens, i.weight, i.ones, tiles=i.tiles),
+                    reference.int8_linear(i.tokens, i.weight, i.ones, None, None, None),
+                ),
             )
         ],
         "int8_conv2d": [
             Row(
                 "int8_conv2d 64->64 3x3 at 56x56",
-                lambda: raw.int8_conv2d(i.image, i.taps, i.ones[:64], None, None, None, *conv),
-                same_raw("int8_conv2d", i.image, i.taps, i.ones[:64], None, None, None, *conv),
-                {
-                    "torch float32": lambda a=i.image.float(), w=i.taps.float(): (
-                        torch.nn.functional.conv2d(a, w, padding=1)
-                    )
-                },
-            )
+                lambda: raw.int8_conv2d(i.image, i.taps, *conv, i.taps_tiles),
+                same_raw("int8_conv2d", i.image, i.taps, *conv),
+                {"torch float32": lambda: conv2d(i.image_float, i.taps_float, padding=1)},
+            ),
+            Row(
+                "int8_conv2d 2:4 64->64 3x3 at 56x56",
+                lambda: raw.int8_conv2d(i.image, i.sparse_taps, *conv, i.sparse_taps_tiles),
+                same_raw("int8_conv2d", i.image, i.sparse_taps, *conv),
+                {"torch float32": lambda: conv2d(i.image_float, i.taps_float, padding=1)},
+            ),
         ],
     }
 

@@ -13,7 +13,7 @@ STABLE_TORCH_LIBRARY(sparseq, m) {
   m.def("pack_int4(Tensor q) -> Tensor");
   m.def("unpack_int4(Tensor packed, int columns, bool signed) -> Tensor");
   // gemm
-  m.def("int8_linear(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, Tensor? tiles) -> Tensor");
-  m.def("int8_conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, Tensor? tiles) -> Tensor");
+  m.def("int8_linear(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, Tensor? tiles=None) -> Tensor");
+  m.def("int8_conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, Tensor? tiles=None) -> Tensor");
   m.def("int8_tiles(Tensor weight, int groups) -> Tensor");
 }

@@ -40,6 +40,7 @@ class SparseQuantLayer(nn.Module):
         bias: float32 `[N]`, or None.
         input_scale: float32 `[1]`, or None.
         input_zero_point: int32 `[1]`, or None.
+        tiles: the weight as this machine's kernels read it; made on load, never saved.
     """
 
     weight_values: Tensor
@@ -48,6 +49,7 @@ class SparseQuantLayer(nn.Module):
     bias: Tensor | None
     input_scale: Tensor | None
     input_zero_point: Tensor | None
+    tiles: Tensor | None
 
     def __init__(
         self, weight: PackedWeight, bias: Tensor | None, grid: InputGrid | None, like: nn.Module
@@ -56,9 +58,8 @@ class SparseQuantLayer(nn.Module):
         self.weight_spec = weight.spec
         self.input_spec = None if grid is None else grid.spec
         self.arguments = self.arguments_of(like)
-        self.register_buffer("weight_values", weight.values)
-        self.register_buffer("weight_scale", weight.scale)
-        self.register_buffer("weight_zero_point", weight.zero_point)
+        for name in ("weight_values", "weight_scale", "weight_zero_point"):
+            self.register_buffer(name, None)
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
         static = grid is not None and grid.scale is not None
         self.register_buffer(
@@ -68,6 +69,8 @@ class SparseQuantLayer(nn.Module):
         if grid is not None and grid.scale is not None and zero is None:
             zero = torch.zeros(1, dtype=torch.int32, device=grid.scale.device)
         self.register_buffer("input_zero_point", None if zero is None else zero.reshape(1))
+        self.register_buffer("tiles", None, persistent=False)
+        self.set_weight(weight)
         self.train(False)
 
     @staticmethod
@@ -118,6 +121,32 @@ class SparseQuantLayer(nn.Module):
         grid = None if input is None else InputGrid(input, scale, zero_point)
         return cls(packed, layer.bias, grid, layer)
 
+    def set_weight(self, weight: PackedWeight) -> None:
+        """Take another stored weight of the same shape and scheme."""
+        self.weight_values, self.weight_scale = weight.values, weight.scale
+        self.weight_zero_point = weight.zero_point
+        self._retile()
+
+    def _retile(self) -> None:
+        """Pack the weight anew; tiles serve signed weights without zero points, on a CPU."""
+        weight = self.weight_values
+        serves = self.integer and weight.dtype == torch.int8 and self.weight_zero_point is None
+        here = weight.device.type == "cpu" and weight.numel() > 0
+        groups = self.arguments.get("groups", 1)
+        self.tiles = ops.int8_tiles(weight, groups) if serves and here else None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._retile()
+
+    @property
+    def kernel(self) -> str:
+        """What `forward` runs on: "int8", "int8 2:4", "int8 depthwise" or "float32"."""
+        if not self.integer:
+            return "float32"
+        kind = "dense" if self.tiles is None else ops.tile_kind(self.tiles)
+        return "int8" if kind == "dense" else f"int8 {kind}"
+
     @property
     def integer(self) -> bool:
         """Whether the integer kernel runs."""
@@ -136,8 +165,11 @@ class SparseQuantLayer(nn.Module):
         if self.input_scale is not None and self.input_zero_point is not None:
             scale, zero_point = self.input_scale, self.input_zero_point
         else:
-            scale, zero_point = range_to_grid(*ops.minmax(x), spec)
-        q = ops.quantize(x, scale, zero_point, spec.quant_min, spec.quant_max)
+            low, high = ops.minmax(x)
+            scale, zero_point = range_to_grid(low, high, spec)
+        # the grid was checked when it was made: the op itself, without the wrapper's looks at values
+        limits = spec.quant_min, spec.quant_max
+        q = torch.ops.sparseq.quantize(x, scale, zero_point, *limits, None, None)
         return q, scale, zero_point
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +210,7 @@ class SparseQuantLinear(SparseQuantLayer):
     def integer_kernel(self, q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """`sparseq.ops.int8_linear`."""
         return ops.int8_linear(
-            q, self.weight_values, scale, zero_point, self.weight_zero_point, self.bias
+            q, self.weight_values, scale, zero_point, self.weight_zero_point, self.bias, self.tiles
         )
 
     def float_kernel(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -230,6 +262,7 @@ class SparseQuantConv2d(SparseQuantLayer):
             self.weight_zero_point,
             self.bias,
             **self.arguments,
+            tiles=self.tiles,
         )
 
     def float_kernel(self, x: Tensor, weight: Tensor) -> Tensor:

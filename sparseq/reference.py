@@ -199,7 +199,7 @@ def unpack_int4(packed: Tensor, columns: int, signed: bool) -> Tensor:
 def _affine_out(acc: Tensor, scale: Tensor, bias: Tensor | None, channel_dim: int) -> Tensor:
     shape = [1] * acc.dim()
     shape[channel_dim] = -1
-    y = acc.float() * scale.reshape(shape)
+    y = (acc + 0.0).float() * scale.reshape(shape)  # an integer sum has no -0
     return y if bias is None else y + bias.reshape(shape)
 
 

@@ -82,9 +82,7 @@ def _fold(layer: nn.Module, factor: Tensor, shift: Tensor) -> None:
     bias = getattr(layer, "bias", None)
     folded = shift if bias is None else bias.detach() * factor + shift
     if isinstance(layer, SparseQuantLayer):
-        packed = layer.packed().scaled(factor)
-        layer.weight_values, layer.weight_scale = packed.values, packed.scale
-        layer.weight_zero_point = packed.zero_point
+        layer.set_weight(layer.packed().scaled(factor))
         layer.bias = folded
     else:
         weight: Tensor = layer.weight  # type: ignore[assignment]

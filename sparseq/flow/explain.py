@@ -62,7 +62,7 @@ def _integer_row(name: str, layer: SparseQuantLayer) -> Row:
     if layer.integer:
         assert layer.input_spec is not None
         how = "" if layer.input_scale is not None else ", each batch's own range"
-        kernel = f"int8 ({core.isa()})"
+        kernel = f"{layer.kernel} ({core.isa()})"
         note = f"weight {weight}, input {_scheme(layer.input_spec)}{how}"
     else:
         kernel = "float32 on dequantised weight"

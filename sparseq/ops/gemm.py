@@ -210,12 +210,12 @@ def tile_kind(tiles: Tensor) -> str:
 
 
 @torch.library.register_fake("sparseq::int8_linear")
-def _(x, weight, scale, x_zero, weight_zero, bias, tiles):  # type: ignore[no-untyped-def]
+def _(x, weight, scale, x_zero, weight_zero, bias, tiles=None):  # type: ignore[no-untyped-def]
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
 
 
 @torch.library.register_fake("sparseq::int8_conv2d")
-def _(x, weight, scale, x_zero, weight_zero, bias, stride, padding, dilation, groups, tiles):  # type: ignore[no-untyped-def]
+def _(x, weight, scale, x_zero, weight_zero, bias, stride, padding, dilation, groups, tiles=None):  # type: ignore[no-untyped-def]
     spatial = [
         (x.shape[d + 2] + 2 * padding[d] - dilation[d] * (weight.shape[d + 2] - 1) - 1) // stride[d]
         + 1

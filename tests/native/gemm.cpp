@@ -5,8 +5,8 @@
 #include <random>
 #include <vector>
 
-#include "../gemm/gemm.h"
-#include "../sparse24/format.h"
+#include "../../csrc/gemm/gemm.h"
+#include "../../csrc/sparse24/format.h"
 using namespace sparseq;
 
 static std::mt19937 rng(1);

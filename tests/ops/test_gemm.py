@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparseq import ops, reference, testing
+from sparseq import ops, reference, sparse, testing
 
 BYTES = (torch.int8, torch.uint8)
 SIGNS = [(a, b) for a in BYTES for b in BYTES]
@@ -196,3 +196,95 @@ def test_no_outputs_and_no_rows():
         bare, torch.empty(3, 0, dtype=torch.int8), torch.ones(3), bias=torch.ones(3)
     )
     testing.assert_equal(y, torch.ones(2, 3))
+
+
+def tiled_weights(kind, depth, outputs):
+    """Weights that put every kind of block to the test: adversarial, bell-shaped, 2:4."""
+    weight = {
+        "full": lambda: byte_values((outputs, depth), torch.int8),
+        "ends": lambda: torch.where(torch.rand(outputs, depth) < 0.5, -128, 127).to(torch.int8),
+        "bell": lambda: (torch.randn(outputs, depth) * 28).clamp(-127, 127).to(torch.int8),
+        "small": lambda: torch.randint(-3, 4, (outputs, depth), dtype=torch.int8),
+    }[kind.removesuffix(" 2:4")]()
+    if kind.endswith("2:4"):
+        padded = torch.nn.functional.pad(weight.float(), (0, -depth % 4))
+        weight = weight * sparse.nm_mask(padded)[:, :depth]
+    return weight
+
+
+@pytest.mark.parametrize(
+    "kind", [f"{k}{s}" for k in ("full", "ends", "bell", "small") for s in ("", " 2:4")]
+)
+def test_tiles_equal_reference(isa, kind):
+    for depth in (1, 3, 4, 7, 8, 16, 31, 33, 64, 130, 300):
+        for rows, outputs in ((1, 1), (4, 17), (6, 70), (21, 9)):
+            weight = tiled_weights(kind, depth, outputs)
+            tiles = ops.int8_tiles(weight)
+            if kind.endswith("2:4") and depth >= 4:
+                assert ops.tile_kind(tiles) == "2:4"
+            for dtype, zero in ((torch.int8, -7), (torch.uint8, 200)):
+                x = byte_values((rows, depth), dtype)
+                x.view(-1)[0] = torch.iinfo(dtype).max
+                rest = (torch.rand(outputs), torch.tensor([zero], dtype=torch.int32), None, None)
+                wanted = reference.int8_linear(x, weight, *rest)
+                got = ops.int8_linear(x, weight, *rest, tiles)
+                testing.assert_equal(got, wanted, message=f"K {depth}, M {rows}, N {outputs}")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("groups", [1, 2, 12])
+@pytest.mark.parametrize("two_of_four", [False, True])
+def test_conv_tiles_equal_reference(isa, threads, groups, two_of_four):
+    weight = byte_values((12, 12 // groups, 3, 2), torch.int8)
+    if two_of_four and groups == 1:
+        weight = weight * sparse.nm_mask(weight.float())
+    tiles = ops.int8_tiles(weight, groups)
+    wanted_kind = "depthwise" if groups == 12 else "2:4" if two_of_four and groups == 1 else "dense"
+    assert ops.tile_kind(tiles) == wanted_kind
+    x = byte_values((3, 12, 11, 9), torch.uint8)
+    rest = (torch.rand(12), torch.tensor([131], dtype=torch.int32), None, torch.randn(12))
+    arguments = (*rest, [2, 1], [1, 3], [1, 2], groups)
+    with testing.threads(threads):
+        for layout, arranged in testing.layouts(x):
+            wanted = reference.int8_conv2d(arranged, weight, *arguments)
+            got = ops.int8_conv2d(arranged, weight, *arguments, tiles)
+            testing.assert_equal(got, wanted, message=layout)
+
+
+def test_tiles_of_another_isa_are_made_anew():
+    weight, x = byte_values((9, 40), torch.int8), byte_values((5, 40), torch.int8)
+    wanted = reference.int8_linear(x, weight, torch.ones(9), None, None, None)
+    with testing.isa("scalar"):
+        tiles = ops.int8_tiles(weight)
+    for _ in testing.every_isa():
+        testing.assert_equal(ops.int8_linear(x, weight, torch.ones(9), tiles=tiles), wanted)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda t: t[:40].clone(),
+        lambda t: t[:-64].clone(),
+        lambda t: torch.zeros_like(t),
+        lambda t: torch.cat([t[:16], t[16:24] + 1, t[24:]]),
+        lambda t: ops.int8_tiles(torch.ones(3, 5, dtype=torch.int8)),
+    ],
+)
+def test_foreign_tiles_are_refused(spoil):
+    weight, x = byte_values((9, 40), torch.int8), byte_values((5, 40), torch.int8)
+    with pytest.raises(ValueError, match="tiles must be made by int8_tiles for this weight"):
+        ops.int8_linear(x, weight, torch.ones(9), tiles=spoil(ops.int8_tiles(weight)))
+
+
+@pytest.mark.parametrize(
+    ("weight", "groups", "error", "text"),
+    [
+        (torch.ones(2, 2), 1, TypeError, "weight must be int8, got float32"),
+        (torch.ones(2, dtype=torch.int8), 1, ValueError, r"weight must be \[N, K\]"),
+        (torch.ones(0, 2, dtype=torch.int8), 1, ValueError, "not empty"),
+        (torch.ones(3, 2, dtype=torch.int8), 2, ValueError, "multiple of groups = 2"),
+    ],
+)
+def test_tiles_errors(weight, groups, error, text):
+    with pytest.raises(error, match=f"^int8_tiles: .*{text}"):
+        ops.int8_tiles(weight, groups)

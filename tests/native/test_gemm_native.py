@@ -1,0 +1,46 @@
+"""The INT8 kernels of every ISA, VNNI too: compiled with SIMDe's portable intrinsics and run here.
+
+gemm.cpp compares scalar, AVX2, AVX-VNNI and AVX-512-VNNI with an int64 reference, bit for bit.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+SOURCES = [
+    *(f"gemm/{name}.cpp" for name in ("pack", "plan", "scalar", "avx2", "avx_vnni", "avx512_vnni")),
+    "sparse24/pack.cpp",
+    "sparse24/format.cpp",
+]
+FLAGS = "-O1 -std=c++20 -ffp-contract=off -fno-math-errno -Wno-psabi -DSPARSEQ_PORTABLE_INTRINSICS"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_every_isa(tmp_path):
+    probe = "#include <simde/x86/avx512.h>\n"
+    found = subprocess.run(
+        ["g++", "-E", "-x", "c++", "-"], input=probe, text=True, capture_output=True
+    )
+    if found.returncode:
+        pytest.skip("needs SIMDe's headers (Debian: libsimde-dev)")
+    objects = []
+    for source in SOURCES:
+        objects.append(tmp_path / (source.replace("/", "_") + ".o"))
+        command = ["g++", *FLAGS.split(), "-c", str(CSRC / source), "-o", str(objects[-1])]
+        subprocess.run(command, check=True)
+    program = tmp_path / "gemm"
+    command = [
+        "g++",
+        *FLAGS.split(),
+        str(HERE / "gemm.cpp"),
+        *map(str, objects),
+        "-o",
+        str(program),
+    ]
+    subprocess.run(command, check=True)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0 and " 0 failures" in done.stdout, done.stdout
