@@ -50,7 +50,16 @@ macros = [
     ("TORCH_TARGET_VERSION", "0x020a000000000000"),  # runs on torch 2.10 and later
     ("SPARSEQ_BUILD_TORCH", f'"{torch.__version__}"'),
 ]
-host = ["-std=c++20", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-g0"]
+host = [
+    "-std=c++20",
+    "-O3",
+    "-Wall",
+    "-Wextra",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-g0",
+]
 flags = {"cxx": host}
 if with_cuda:
     sources += sorted(str(p) for p in Path("csrc").rglob("*.cu"))

@@ -4,16 +4,29 @@
 
 STABLE_TORCH_LIBRARY(sparseq, m) {
   // affine
-  m.def("quantize(Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, int? axis, int? group_size) -> Tensor");
-  m.def("dequantize(Tensor q, Tensor scale, Tensor? zero_point, int? axis, int? group_size, ScalarType dtype) -> Tensor");
-  m.def("fake_quantize(Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, int? axis, int? group_size, float grad_factor) -> Tensor");
-  m.def("fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, int? axis, int? group_size) -> Tensor");
-  m.def("fake_quantize_learned_backward(Tensor grad, Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, int? axis, int? group_size, float grad_factor) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "quantize(Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, int? axis, int? group_size) "
+      "-> Tensor");
+  m.def(
+      "dequantize(Tensor q, Tensor scale, Tensor? zero_point, int? axis, int? group_size, ScalarType dtype) -> Tensor");
+  m.def(
+      "fake_quantize(Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, int? axis, int? "
+      "group_size, float grad_factor) -> Tensor");
+  m.def(
+      "fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, "
+      "int? axis, int? group_size) -> Tensor");
+  m.def(
+      "fake_quantize_learned_backward(Tensor grad, Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int "
+      "quant_max, int? axis, int? group_size, float grad_factor) -> (Tensor, Tensor, Tensor)");
   m.def("minmax(Tensor x, int? axis, int? group_size) -> (Tensor, Tensor)");
   m.def("pack_int4(Tensor q) -> Tensor");
   m.def("unpack_int4(Tensor packed, int columns, bool signed) -> Tensor");
   // gemm
-  m.def("int8_linear(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, Tensor? tiles=None) -> Tensor");
-  m.def("int8_conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, Tensor? tiles=None) -> Tensor");
+  m.def(
+      "int8_linear(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, Tensor? "
+      "tiles=None) -> Tensor");
+  m.def(
+      "int8_conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, int[] "
+      "stride, int[] padding, int[] dilation, int groups, Tensor? tiles=None) -> Tensor");
   m.def("int8_tiles(Tensor weight, int groups) -> Tensor");
 }

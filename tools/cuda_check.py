@@ -8,6 +8,7 @@ spills to local memory.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -52,10 +53,11 @@ class Compiled:
 
 
 def torch_includes() -> list[str]:
-    """Torch's include folders, as system headers: their warnings are not ours."""
-    from torch.utils.cpp_extension import include_paths
-
-    return [flag for path in include_paths() for flag in ("-isystem", path)]
+    """Torch's headers, as system headers: their warnings are not ours."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        raise SystemExit("cuda_check: needs torch, whose headers the bindings include")
+    return ["-isystem", str(Path(torch.origin).parent / "include")]
 
 
 def compile_one(source: Path, architecture: int, whole: bool, includes: list[str]) -> Compiled:

@@ -21,34 +21,33 @@ struct Layout {
 
 struct Problem {
   Layout layout;
-  const float* scale = nullptr;       // [channels]
-  const void* zero_point = nullptr;   // [channels] or null; float32 ones are rounded and clamped
+  const float* scale = nullptr;      // [channels]
+  const void* zero_point = nullptr;  // [channels] or null; float32 ones are rounded and clamped
   ZeroPointKind zero_point_kind = ZeroPointKind::none;
   float quant_min = 0, quant_max = 0;
 };
 
 // Reductions are cut into tasks that depend on the layout alone, never on the number of threads, and
 // are added up in one order: results do not change with threads or ISA.
-constexpr int64_t kSegment = 16384;   // elements of a run handled by one task
-constexpr int64_t kNarrow = 16;       // runs shorter than this are reduced by columns
-constexpr int64_t kRowBlocks = 64;    // by columns: at most this many blocks of rows
-constexpr int64_t kColumns = 64;      // by columns: columns handled by one task
+constexpr int64_t kSegment = 16384;  // elements of a run handled by one task
+constexpr int64_t kNarrow = 16;      // runs shorter than this are reduced by columns
+constexpr int64_t kRowBlocks = 64;   // by columns: at most this many blocks of rows
+constexpr int64_t kColumns = 64;     // by columns: columns handled by one task
 
 struct Reduction {
   explicit Reduction(const Layout& layout);
   Layout layout;
   bool by_columns;
-  int64_t parts;    // by runs: segments of a run; by columns: blocks of rows
-  int64_t rows;     // by columns: rows of a block
-  int64_t tasks;    // work items
-  int64_t slots;    // pairs of partial results
+  int64_t parts;  // by runs: segments of a run; by columns: blocks of rows
+  int64_t rows;   // by columns: rows of a block
+  int64_t tasks;  // work items
+  int64_t slots;  // pairs of partial results
   // f(slot) for every slot that belongs to a channel, in a fixed order
   template <class F>
   void for_each_slot(int64_t channel, F f) const {
     if (by_columns) {
       for (int64_t part = 0; part < parts; ++part)
-        for (int64_t j = 0; j < layout.inner; ++j)
-          f((part * layout.channels + channel) * layout.inner + j);
+        for (int64_t j = 0; j < layout.inner; ++j) f((part * layout.channels + channel) * layout.inner + j);
     } else {
       for (int64_t o = 0; o < layout.outer; ++o)
         for (int64_t part = 0; part < parts; ++part) f((o * layout.channels + channel) * parts + part);
@@ -67,11 +66,10 @@ struct Kernels {
   void (*dequantize_s8[kDTypes])(const Problem&, const int8_t* q, void* y, int64_t begin, int64_t end);
   void (*dequantize_u8[kDTypes])(const Problem&, const uint8_t* q, void* y, int64_t begin, int64_t end);
   void (*fake_quantize[kDTypes])(const Problem&, const void* x, void* y, int64_t begin, int64_t end);
-  void (*backward[kDTypes])(const Problem&, const void* grad, const void* x, void* grad_x, int64_t begin,
-                            int64_t end);
+  void (*backward[kDTypes])(const Problem&, const void* grad, const void* x, void* grad_x, int64_t begin, int64_t end);
   // Reductions, over the tasks [begin, end); partials has `slots` pairs.
-  void (*learned_backward[kDTypes])(const Problem&, const Reduction&, const void* grad, const void* x,
-                                    void* grad_x, Pair* partials, int64_t begin, int64_t end);
+  void (*learned_backward[kDTypes])(const Problem&, const Reduction&, const void* grad, const void* x, void* grad_x,
+                                    Pair* partials, int64_t begin, int64_t end);
   void (*minmax[kDTypes])(const Reduction&, const void* x, Pair* partials, int64_t begin, int64_t end);
 };
 

@@ -59,9 +59,8 @@ Tensor dequantize_cpu(const Tensor& q, const Tensor& scale, std::optional<Tensor
   return y;
 }
 
-Tensor fake_quantize_cpu(const Tensor& x, const Tensor& scale, std::optional<Tensor> zero_point,
-                         int64_t quant_min, int64_t quant_max, Axis axis, Axis group_size,
-                         [[maybe_unused]] double grad_factor) {
+Tensor fake_quantize_cpu(const Tensor& x, const Tensor& scale, std::optional<Tensor> zero_point, int64_t quant_min,
+                         int64_t quant_max, Axis axis, Axis group_size, [[maybe_unused]] double grad_factor) {
   check_range("fake_quantize", quant_min, quant_max);
   const DType type = float_dtype("fake_quantize", "x", x.scalar_type());
   const Operands o = operands("fake_quantize", x, scale, zero_point, quant_min, quant_max, axis, group_size);
@@ -117,10 +116,11 @@ std::tuple<Tensor, Tensor, Tensor> learned_backward_cpu(const Tensor& grad, cons
   torch::stable::parallel_for(0, scale.numel(), std::max<int64_t>(1, kGrain / slots_each), [&](int64_t b, int64_t e) {
     for (int64_t c = b; c < e; ++c) {
       double scale_sum = 0, outside_sum = 0;
-      if (r.slots) r.for_each_slot(c, [&](int64_t slot) {
-        scale_sum += pairs[slot].first;
-        outside_sum += pairs[slot].second;
-      });
+      if (r.slots)
+        r.for_each_slot(c, [&](int64_t slot) {
+          scale_sum += pairs[slot].first;
+          outside_sum += pairs[slot].second;
+        });
       to_scale[c] = float(scale_sum * grad_factor);
       to_zero[c] = float(-outside_sum * o.problem.scale[c] * grad_factor);
     }

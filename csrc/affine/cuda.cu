@@ -1,9 +1,8 @@
 // The affine ops on CUDA: torch tensors in, kernels on torch's current stream. No kernel is written here.
-#include "../core/cuda.h"
-
 #include <limits>
 #include <tuple>
 
+#include "../core/cuda.h"
 #include "int4.h"
 #include "launch.h"
 #include "operands.h"
@@ -37,15 +36,13 @@ Tensor dequantize_cuda(const Tensor& q, const Tensor& scale, std::optional<Tenso
   const double any = std::numeric_limits<float>::infinity();
   const Operands o = operands("dequantize", q, scale, zero_point, -any, any, axis, group_size);
   Tensor y = empty_like(o.arranged.x, dtype);
-  cuda::dequantize(type, is_signed, o.problem, o.arranged.x.const_data_ptr(), y.mutable_data_ptr(),
-                   device.stream());
+  cuda::dequantize(type, is_signed, o.problem, o.arranged.x.const_data_ptr(), y.mutable_data_ptr(), device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return y;
 }
 
-Tensor fake_quantize_cuda(const Tensor& x, const Tensor& scale, std::optional<Tensor> zero_point,
-                          int64_t quant_min, int64_t quant_max, Axis axis, Axis group_size,
-                          [[maybe_unused]] double grad_factor) {
+Tensor fake_quantize_cuda(const Tensor& x, const Tensor& scale, std::optional<Tensor> zero_point, int64_t quant_min,
+                          int64_t quant_max, Axis axis, Axis group_size, [[maybe_unused]] double grad_factor) {
   check_range("fake_quantize", quant_min, quant_max);
   const DType type = float_dtype("fake_quantize", "x", x.scalar_type());
   const OnDevice device(x);
@@ -137,8 +134,8 @@ Tensor unpack_int4_cuda(const Tensor& packed, int64_t columns, bool is_signed) {
   const OnDevice device(packed);
   const Int4 o = int4_to_unpack(packed, columns);
   Tensor q = empty_on(packed, o.shape, is_signed ? ScalarType::Char : ScalarType::Byte);
-  cuda::unpack_int4(static_cast<const uint8_t*>(o.dense.const_data_ptr()),
-                    static_cast<uint8_t*>(q.mutable_data_ptr()), o.rows, o.columns, is_signed, device.stream());
+  cuda::unpack_int4(static_cast<const uint8_t*>(o.dense.const_data_ptr()), static_cast<uint8_t*>(q.mutable_data_ptr()),
+                    o.rows, o.columns, is_signed, device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return q;
 }

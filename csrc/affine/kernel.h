@@ -88,34 +88,30 @@ inline void map(Op op, const Problem& problem, Out* out, int64_t begin, int64_t 
 
 template <class T>
 void quantize(const Problem& p, const void* x, uint8_t* q, int64_t begin, int64_t end) {
-  map([](const VecParams& v, Vec a) { return formula::quantize(a, v); }, p, q, begin, end,
-      static_cast<const T*>(x));
+  map([](const VecParams& v, Vec a) { return formula::quantize(a, v); }, p, q, begin, end, static_cast<const T*>(x));
 }
 
 template <class Q, class T>
 void dequantize(const Problem& p, const Q* q, void* y, int64_t begin, int64_t end) {
-  map([](const VecParams& v, Vec a) { return formula::dequantize(a, v); }, p, static_cast<T*>(y), begin,
-      end, q);
+  map([](const VecParams& v, Vec a) { return formula::dequantize(a, v); }, p, static_cast<T*>(y), begin, end, q);
 }
 
 template <class T>
 void fake_quantize(const Problem& p, const void* x, void* y, int64_t begin, int64_t end) {
-  map([](const VecParams& v, Vec a) { return formula::fake_quantize(a, v); }, p, static_cast<T*>(y),
-      begin, end, static_cast<const T*>(x));
+  map([](const VecParams& v, Vec a) { return formula::fake_quantize(a, v); }, p, static_cast<T*>(y), begin, end,
+      static_cast<const T*>(x));
 }
 
 template <class T>
-void backward(const Problem& p, const void* grad, const void* x, void* grad_x, int64_t begin,
-              int64_t end) {
-  map([](const VecParams& v, Vec g, Vec a) { return formula::backward(g, a, v); }, p,
-      static_cast<T*>(grad_x), begin, end, static_cast<const T*>(grad), static_cast<const T*>(x));
+void backward(const Problem& p, const void* grad, const void* x, void* grad_x, int64_t begin, int64_t end) {
+  map([](const VecParams& v, Vec g, Vec a) { return formula::backward(g, a, v); }, p, static_cast<T*>(grad_x), begin,
+      end, static_cast<const T*>(grad), static_cast<const T*>(x));
 }
 
 // A reducer turns positions into two results: start(), step(params, i, n), and finish of sixteen lanes.
 // By runs a task is one segment; by columns it is a block of rows by kColumns columns.
 template <class Reducer, class ParamsAt>
-void reduce(const Reduction& r, Reducer reducer, ParamsAt params_at, Pair* partials, int64_t begin,
-            int64_t end) {
+void reduce(const Reduction& r, Reducer reducer, ParamsAt params_at, Pair* partials, int64_t begin, int64_t end) {
   const Layout& layout = r.layout;
   for (int64_t task = begin; task < end; ++task) {
     if (!r.by_columns) {
@@ -159,14 +155,12 @@ struct LearnedBackward {
   };
   State start() const { return {Vec::set1(0), Vec::set1(0)}; }
   void step(State& s, const VecParams& p, int64_t i) const {
-    formula::learned_backward(Vec::load(grad + i), Vec::load(x + i), p, s.scale_sum, s.outside_sum)
-        .store(grad_x + i);
+    formula::learned_backward(Vec::load(grad + i), Vec::load(x + i), p, s.scale_sum, s.outside_sum).store(grad_x + i);
   }
   // grad = 0 in the missing lanes adds nothing
   void step_some(State& s, const VecParams& p, int64_t i, int64_t n) const {
     store_some(grad_x + i,
-               formula::learned_backward(load_some(grad + i, n), load_some(x + i, n), p, s.scale_sum,
-                                         s.outside_sum),
+               formula::learned_backward(load_some(grad + i, n), load_some(x + i, n), p, s.scale_sum, s.outside_sum),
                n);
   }
   Pair combine(const State& s) const {
@@ -191,8 +185,8 @@ struct MinMax {
     Vec low, high, poison;  // poison: 0, or NaN once a NaN was seen
   };
   State start() const {
-    return {Vec::set1(std::numeric_limits<float>::infinity()),
-            Vec::set1(-std::numeric_limits<float>::infinity()), Vec::set1(0)};
+    return {Vec::set1(std::numeric_limits<float>::infinity()), Vec::set1(-std::numeric_limits<float>::infinity()),
+            Vec::set1(0)};
   }
   template <class P>
   void step(State& s, const P&, int64_t i) const {
@@ -231,9 +225,10 @@ struct MinMax {
 template <class T>
 void learned_backward(const Problem& p, const Reduction& r, const void* grad, const void* x, void* grad_x,
                       Pair* partials, int64_t begin, int64_t end) {
-  reduce(r, LearnedBackward<T>{static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<T*>(grad_x)},
-         [&](int64_t i, int64_t channel) { return channel < 0 ? gather(p, i) : broadcast(p, channel); },
-         partials, begin, end);
+  reduce(
+      r, LearnedBackward<T>{static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<T*>(grad_x)},
+      [&](int64_t i, int64_t channel) { return channel < 0 ? gather(p, i) : broadcast(p, channel); }, partials, begin,
+      end);
 }
 
 template <class T>

@@ -20,8 +20,13 @@ constexpr int kWidth = kVectorBytes / int(sizeof(T));
 // Problem, with its divisions prepared: which parameters belong to which position.
 struct Spread {
   explicit Spread(const Problem& p)
-      : scale(p.scale), zero_point(p.zero_point), kind(p.zero_point_kind), quant_min(p.quant_min),
-        quant_max(p.quant_max), inner(p.layout.inner), channels(p.layout.channels) {}
+      : scale(p.scale),
+        zero_point(p.zero_point),
+        kind(p.zero_point_kind),
+        quant_min(p.quant_min),
+        quant_max(p.quant_max),
+        inner(p.layout.inner),
+        channels(p.layout.channels) {}
 
   __device__ __forceinline__ float zero(int64_t channel) const {
     float z = 0;

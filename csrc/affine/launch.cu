@@ -1,9 +1,8 @@
-#include "launch.h"
-
 #include <algorithm>
 
 #include "int4.cuh"
 #include "kernels.cuh"
+#include "launch.h"
 
 namespace sparseq::affine::cuda {
 namespace {
@@ -12,9 +11,7 @@ namespace {
 // that its scheduler evens out the load, and small enough that a block's set-up costs nothing.
 constexpr int64_t kMaxBlocks = 65536;
 
-int blocks_for(int64_t work, int64_t each) {
-  return int(std::clamp<int64_t>((work + each - 1) / each, 1, kMaxBlocks));
-}
+int blocks_for(int64_t work, int64_t each) { return int(std::clamp<int64_t>((work + each - 1) / each, 1, kMaxBlocks)); }
 
 // The greatest power of two that leaves each of the lanes at least two steps, within a warp; a whole block
 // where each of its threads has that much.
@@ -120,22 +117,19 @@ void dequantize(DType type, bool is_signed, const Problem& problem, const void* 
 }
 
 void fake_quantize(DType type, const Problem& problem, const void* x, void* y, cudaStream_t stream) {
+  by_dtype(type,
+           [&]<class T>(T) { run(FakeQuantize<T>{static_cast<const T*>(x), static_cast<T*>(y)}, problem, stream); });
+}
+
+void backward(DType type, const Problem& problem, const void* grad, const void* x, void* grad_x, cudaStream_t stream) {
   by_dtype(type, [&]<class T>(T) {
-    run(FakeQuantize<T>{static_cast<const T*>(x), static_cast<T*>(y)}, problem, stream);
+    run(Backward<T>{static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<T*>(grad_x)}, problem, stream);
   });
 }
 
-void backward(DType type, const Problem& problem, const void* grad, const void* x, void* grad_x,
-              cudaStream_t stream) {
-  by_dtype(type, [&]<class T>(T) {
-    run(Backward<T>{static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<T*>(grad_x)}, problem,
-        stream);
-  });
-}
-
-void learned_backward(DType type, const Problem& problem, const Cut& cut, const void* grad, const void* x,
-                      void* grad_x, double grad_factor, Pair* partials, int64_t channels, float* grad_scale,
-                      float* grad_zero, cudaStream_t stream) {
+void learned_backward(DType type, const Problem& problem, const Cut& cut, const void* grad, const void* x, void* grad_x,
+                      double grad_factor, Pair* partials, int64_t channels, float* grad_scale, float* grad_zero,
+                      cudaStream_t stream) {
   by_dtype(type, [&]<class T>(T) {
     const Sums sums{problem.scale, grad_factor, grad_scale, grad_zero};
     reduce(LearnedBackward<T>{Spread(problem), static_cast<const T*>(grad), static_cast<const T*>(x),
@@ -144,8 +138,7 @@ void learned_backward(DType type, const Problem& problem, const Cut& cut, const 
   });
 }
 
-void minmax(DType type, const Cut& cut, const void* x, Pair* partials, float* low, float* high,
-            cudaStream_t stream) {
+void minmax(DType type, const Cut& cut, const void* x, Pair* partials, float* low, float* high, cudaStream_t stream) {
   by_dtype(type, [&]<class T>(T) {
     reduce(MinMax<T>{static_cast<const T*>(x)}, Extremes{low, high}, cut, partials, cut.layout.channels, stream);
   });
@@ -156,7 +149,8 @@ void pack_int4(const uint8_t* q, uint8_t* packed, int64_t rows, int64_t columns,
   if (bytes == 0) return;
   const Int4Rows shape{columns, bytes, Divider(each)};
   if (columns % 2 == 0 && aligned<2 * kPackBytes>(q) && aligned<kPackBytes>(packed))
-    affine::pack_int4<true><<<blocks_for(bytes, kPackThreads * kPackBytes), kPackThreads, 0, stream>>>(q, packed, shape);
+    affine::pack_int4<true>
+        <<<blocks_for(bytes, kPackThreads * kPackBytes), kPackThreads, 0, stream>>>(q, packed, shape);
   else
     affine::pack_int4<false><<<blocks_for(bytes, kPackThreads), kPackThreads, 0, stream>>>(q, packed, shape);
 }
@@ -170,7 +164,8 @@ void unpack_int4(const uint8_t* packed, uint8_t* q, int64_t rows, int64_t column
     affine::unpack_int4<true>
         <<<blocks_for(bytes, kPackThreads * kPackBytes), kPackThreads, 0, stream>>>(packed, q, shape, is_signed);
   else
-    affine::unpack_int4<false><<<blocks_for(bytes, kPackThreads), kPackThreads, 0, stream>>>(packed, q, shape, is_signed);
+    affine::unpack_int4<false>
+        <<<blocks_for(bytes, kPackThreads), kPackThreads, 0, stream>>>(packed, q, shape, is_signed);
 }
 
 }  // namespace sparseq::affine::cuda

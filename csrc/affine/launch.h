@@ -21,19 +21,16 @@ struct Cut {
 void quantize(DType type, const Problem& problem, const void* x, uint8_t* q, cudaStream_t stream);
 void dequantize(DType type, bool is_signed, const Problem& problem, const void* q, void* y, cudaStream_t stream);
 void fake_quantize(DType type, const Problem& problem, const void* x, void* y, cudaStream_t stream);
-void backward(DType type, const Problem& problem, const void* grad, const void* x, void* grad_x,
-              cudaStream_t stream);
+void backward(DType type, const Problem& problem, const void* grad, const void* x, void* grad_x, cudaStream_t stream);
 
 // grad_scale and grad_zero have `channels` elements: the layout's channels, or any number where it is empty.
-void learned_backward(DType type, const Problem& problem, const Cut& cut, const void* grad, const void* x,
-                      void* grad_x, double grad_factor, Pair* partials, int64_t channels, float* grad_scale,
-                      float* grad_zero, cudaStream_t stream);
-void minmax(DType type, const Cut& cut, const void* x, Pair* partials, float* low, float* high,
-            cudaStream_t stream);
+void learned_backward(DType type, const Problem& problem, const Cut& cut, const void* grad, const void* x, void* grad_x,
+                      double grad_factor, Pair* partials, int64_t channels, float* grad_scale, float* grad_zero,
+                      cudaStream_t stream);
+void minmax(DType type, const Cut& cut, const void* x, Pair* partials, float* low, float* high, cudaStream_t stream);
 
 // Rows of `columns` values, each packed into ceil(columns / 2) bytes.
 void pack_int4(const uint8_t* q, uint8_t* packed, int64_t rows, int64_t columns, cudaStream_t stream);
-void unpack_int4(const uint8_t* packed, uint8_t* q, int64_t rows, int64_t columns, bool is_signed,
-                 cudaStream_t stream);
+void unpack_int4(const uint8_t* packed, uint8_t* q, int64_t rows, int64_t columns, bool is_signed, cudaStream_t stream);
 
 }  // namespace sparseq::affine::cuda

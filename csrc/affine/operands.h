@@ -12,8 +12,7 @@ inline DType float_dtype(const char* op, const char* argument, ScalarType type) 
     case ScalarType::Half: return DType::float16;
     case ScalarType::BFloat16: return DType::bfloat16;
     default:
-      STD_TORCH_CHECK(false, op, ": ", argument, " must be float32, float16 or bfloat16, got ",
-                      dtype_name(type));
+      STD_TORCH_CHECK(false, op, ": ", argument, " must be float32, float16 or bfloat16, got ", dtype_name(type));
   }
   return DType::float32;
 }
@@ -34,8 +33,7 @@ inline Arranged arrange(const char* op, const Tensor& input, std::optional<int64
     STD_TORCH_CHECK(group >= 1, op, ": group_size must be at least 1, got ", group);
     const int64_t last = dim ? dim - 1 : 0, wanted = axis.value_or(last);
     const int64_t a = wanted < 0 ? wanted + dim : wanted;
-    STD_TORCH_CHECK(a == 0 || a == last, op, ": axis must be 0 or the last one with group_size, got ",
-                    wanted);
+    STD_TORCH_CHECK(a == 0 || a == last, op, ": axis must be 0 or the last one with group_size, got ", wanted);
     const int64_t rows = a == last ? (numel && dim ? numel / input.size(last) : 0) : input.size(0);
     const int64_t length = rows ? numel / rows : 0;
     STD_TORCH_CHECK(length % group == 0, op, ": x must have a multiple of group_size = ", group,
@@ -60,9 +58,9 @@ struct Operands {
   Problem problem;
 };
 
-inline Operands operands(const char* op, const Tensor& x, const Tensor& scale,
-                         const std::optional<Tensor>& zero_point, double quant_min, double quant_max,
-                         std::optional<int64_t> axis, std::optional<int64_t> group_size) {
+inline Operands operands(const char* op, const Tensor& x, const Tensor& scale, const std::optional<Tensor>& zero_point,
+                         double quant_min, double quant_max, std::optional<int64_t> axis,
+                         std::optional<int64_t> group_size) {
   Operands o{arrange(op, x, axis, group_size), torch::stable::contiguous(scale), std::nullopt, {}};
   const int64_t channels = o.arranged.layout.channels;
   STD_TORCH_CHECK(scale.scalar_type() == ScalarType::Float, op, ": scale must be float32, got ",
@@ -70,8 +68,8 @@ inline Operands operands(const char* op, const Tensor& x, const Tensor& scale,
   STD_TORCH_CHECK(scale.device() == x.device(), op, ": scale must be on x's device");
   STD_TORCH_CHECK(scale.numel() == channels || x.numel() == 0, op, ": scale must have ", channels,
                   " elements for x of shape ", shape_of(x), ", got ", scale.numel());
-  o.problem = {o.arranged.layout, o.scale.const_data_ptr<float>(), nullptr, ZeroPointKind::none,
-               float(quant_min), float(quant_max)};
+  o.problem = {o.arranged.layout, o.scale.const_data_ptr<float>(), nullptr, ZeroPointKind::none, float(quant_min),
+               float(quant_max)};
   if (zero_point) {
     const ScalarType type = zero_point->scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Float, op,
@@ -92,15 +90,14 @@ inline void check_range(const char* op, int64_t quant_min, int64_t quant_max) {
                   quant_min, " and ", quant_max);
 }
 
-inline ScalarType quantized_dtype(int64_t quant_min) {
-  return quant_min < 0 ? ScalarType::Char : ScalarType::Byte;
-}
+inline ScalarType quantized_dtype(int64_t quant_min) { return quant_min < 0 ? ScalarType::Char : ScalarType::Byte; }
 
 // The shape of what there is one of per tensor, channel or group.
 inline std::vector<int64_t> channel_shape(const Tensor& x, const Layout& layout, std::optional<int64_t> axis,
                                           std::optional<int64_t> group_size) {
   if (!group_size) return axis ? std::vector<int64_t>{layout.channels} : std::vector<int64_t>{};
-  if (axis && (*axis == 0 || *axis == -x.dim()) && x.dim() > 1) return {x.size(0), x.numel() / (x.size(0) * *group_size)};
+  if (axis && (*axis == 0 || *axis == -x.dim()) && x.dim() > 1)
+    return {x.size(0), x.numel() / (x.size(0) * *group_size)};
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   if (!shape.empty()) shape.back() /= *group_size;
   return shape;
@@ -108,8 +105,8 @@ inline std::vector<int64_t> channel_shape(const Tensor& x, const Layout& layout,
 
 // The gradient in x's dtype and memory order.
 inline Tensor matching_grad(const char* op, const Tensor& grad, const Tensor& x) {
-  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), op, ": grad must have x's dtype ",
-                  dtype_name(x.scalar_type()), ", got ", dtype_name(grad.scalar_type()));
+  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), op, ": grad must have x's dtype ", dtype_name(x.scalar_type()),
+                  ", got ", dtype_name(grad.scalar_type()));
   bool same = grad.dim() == x.dim();
   for (int64_t d = 0; same && d < x.dim(); ++d) same = grad.size(d) == x.size(d);
   STD_TORCH_CHECK(same, op, ": grad must have x's shape ", shape_of(x), ", got ", shape_of(grad));

@@ -37,9 +37,7 @@ __device__ __forceinline__ float widen(Half a) {
 __device__ __forceinline__ void narrow(float a, float& to) { to = a; }
 // a is an integer in [-128, 255]; the low byte serves int8 and uint8 alike.
 __device__ __forceinline__ void narrow(float a, uint8_t& to) { to = uint8_t(int32_t(a)); }
-__device__ __forceinline__ void narrow(float a, Half& to) {
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(a));
-}
+__device__ __forceinline__ void narrow(float a, Half& to) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(a)); }
 __device__ __forceinline__ void narrow(float a, BFloat16& to) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(a));
 }
@@ -72,7 +70,7 @@ struct Word<16> {
 };
 
 template <int N, class T>
-using WordOf = typename Word<N * int(sizeof(T))>::Type;
+using WordOf = typename Word<N* int(sizeof(T))>::Type;
 
 // From memory that nobody writes during the kernel.
 template <int N, class T>

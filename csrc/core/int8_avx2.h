@@ -23,8 +23,8 @@ struct Avx2Float {
   static void store(float* p, Float x) { _mm256_storeu_ps(p, x); }
   static void store_int(int32_t* p, Int x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
   static void store_low_bytes(uint8_t* p, Int x) {
-    const __m256i pick = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
+    const __m256i pick =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
     const __m256i four = _mm256_shuffle_epi8(x, pick);
     const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), eight);

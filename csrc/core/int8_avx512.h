@@ -44,7 +44,7 @@ struct Avx512Vnni {
   SPARSEQ_INLINE static void dot(Acc& acc, Vec a, Vec w) {
     acc = SPARSEQ_512(dpbusd_epi32)(acc, a, w);
 #ifndef SPARSEQ_PORTABLE_INTRINSICS
-    asm volatile("" : "+v"(acc));   // as Avx2Bytes::pin
+    asm volatile("" : "+v"(acc));  // as Avx2Bytes::pin
 #endif
   }
 };

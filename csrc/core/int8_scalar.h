@@ -8,24 +8,61 @@ namespace {
 
 struct ScalarFloat {
   static constexpr int kLanes = 8;
-  struct Float { float v[kLanes]; };
-  struct Int { int32_t v[kLanes]; };
+  struct Float {
+    float v[kLanes];
+  };
+  struct Int {
+    int32_t v[kLanes];
+  };
 
-  template <class F> static Float make(F f) { Float r; for (int i = 0; i < kLanes; ++i) r.v[i] = f(i); return r; }
-  template <class F> static Int make_int(F f) { Int r; for (int i = 0; i < kLanes; ++i) r.v[i] = f(i); return r; }
-
-  static Float set(float x) { return make([=](int) { return x; }); }
-  static Int set_int(int32_t x) { return make_int([=](int) { return x; }); }
-  static Float load(const float* p) { return make([=](int i) { return p[i]; }); }
-  static Int load_int(const int32_t* p) { return make_int([=](int i) { return p[i]; }); }
-  static Int load_u8(const uint8_t* p) { return make_int([=](int i) { return int32_t{p[i]}; }); }
-  static Int load_s8(const uint8_t* p) { return make_int([=](int i) { return int32_t{static_cast<int8_t>(p[i])}; }); }
-  static Float load_bf16(const uint16_t* p) {
-    return make([=](int i) { uint32_t u = uint32_t{p[i]} << 16; float f; std::memcpy(&f, &u, 4); return f; });
+  template <class F>
+  static Float make(F f) {
+    Float r;
+    for (int i = 0; i < kLanes; ++i) r.v[i] = f(i);
+    return r;
   }
-  static void store(float* p, Float x) { for (int i = 0; i < kLanes; ++i) p[i] = x.v[i]; }
-  static void store_int(int32_t* p, Int x) { for (int i = 0; i < kLanes; ++i) p[i] = x.v[i]; }
-  static void store_low_bytes(uint8_t* p, Int x) { for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(x.v[i]); }
+  template <class F>
+  static Int make_int(F f) {
+    Int r;
+    for (int i = 0; i < kLanes; ++i) r.v[i] = f(i);
+    return r;
+  }
+
+  static Float set(float x) {
+    return make([=](int) { return x; });
+  }
+  static Int set_int(int32_t x) {
+    return make_int([=](int) { return x; });
+  }
+  static Float load(const float* p) {
+    return make([=](int i) { return p[i]; });
+  }
+  static Int load_int(const int32_t* p) {
+    return make_int([=](int i) { return p[i]; });
+  }
+  static Int load_u8(const uint8_t* p) {
+    return make_int([=](int i) { return int32_t{p[i]}; });
+  }
+  static Int load_s8(const uint8_t* p) {
+    return make_int([=](int i) { return int32_t{static_cast<int8_t>(p[i])}; });
+  }
+  static Float load_bf16(const uint16_t* p) {
+    return make([=](int i) {
+      uint32_t u = uint32_t{p[i]} << 16;
+      float f;
+      std::memcpy(&f, &u, 4);
+      return f;
+    });
+  }
+  static void store(float* p, Float x) {
+    for (int i = 0; i < kLanes; ++i) p[i] = x.v[i];
+  }
+  static void store_int(int32_t* p, Int x) {
+    for (int i = 0; i < kLanes; ++i) p[i] = x.v[i];
+  }
+  static void store_low_bytes(uint8_t* p, Int x) {
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(x.v[i]);
+  }
   static void store_bf16(uint16_t* p, Float x) {
     for (int i = 0; i < kLanes; ++i) {
       uint32_t u;
@@ -35,42 +72,94 @@ struct ScalarFloat {
     }
   }
   // Wrapping subtraction and product: the exact result fits int32 even where an intermediate does not.
-  static Int sub(Int a, Int b) { return make_int([&](int i) { return static_cast<int32_t>(uint32_t(a.v[i]) - uint32_t(b.v[i])); }); }
-  static Int add(Int a, Int b) { return make_int([&](int i) { return static_cast<int32_t>(uint32_t(a.v[i]) + uint32_t(b.v[i])); }); }
-  static Int mul(Int a, Int b) { return make_int([&](int i) { return static_cast<int32_t>(uint32_t(a.v[i]) * uint32_t(b.v[i])); }); }
+  static Int sub(Int a, Int b) {
+    return make_int([&](int i) { return static_cast<int32_t>(uint32_t(a.v[i]) - uint32_t(b.v[i])); });
+  }
+  static Int add(Int a, Int b) {
+    return make_int([&](int i) { return static_cast<int32_t>(uint32_t(a.v[i]) + uint32_t(b.v[i])); });
+  }
+  static Int mul(Int a, Int b) {
+    return make_int([&](int i) { return static_cast<int32_t>(uint32_t(a.v[i]) * uint32_t(b.v[i])); });
+  }
   static Int multiply_pairs(Int a, Int b, Int w) {
     return make_int([&](int i) {
       return a.v[i] * static_cast<int16_t>(w.v[i] & 0xffff) + b.v[i] * static_cast<int16_t>(uint32_t(w.v[i]) >> 16);
     });
   }
-  static Float to_float(Int a) { return make([&](int i) { return static_cast<float>(a.v[i]); }); }
-  static Float add(Float a, Float b) { return make([&](int i) { return a.v[i] + b.v[i]; }); }
-  static Float mul(Float a, Float b) { return make([&](int i) { return a.v[i] * b.v[i]; }); }
-  static Float div(Float a, Float b) { return make([&](int i) { return a.v[i] / b.v[i]; }); }
+  static Float to_float(Int a) {
+    return make([&](int i) { return static_cast<float>(a.v[i]); });
+  }
+  static Float add(Float a, Float b) {
+    return make([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  static Float mul(Float a, Float b) {
+    return make([&](int i) { return a.v[i] * b.v[i]; });
+  }
+  static Float div(Float a, Float b) {
+    return make([&](int i) { return a.v[i] / b.v[i]; });
+  }
   // As vmaxps and vminps: the second operand where either is NaN.
-  static Float max(Float a, Float b) { return make([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
-  static Float min(Float a, Float b) { return make([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
-  static Float nan_to_zero(Float a) { return make([&](int i) { return a.v[i] == a.v[i] ? a.v[i] : 0.0f; }); }
-  static Float abs(Float a) { return make([&](int i) { return std::fabs(a.v[i]); }); }
-  static Int round(Float a) { return make_int([&](int i) { return static_cast<int32_t>(std::nearbyintf(a.v[i])); }); }
+  static Float max(Float a, Float b) {
+    return make([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static Float min(Float a, Float b) {
+    return make([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static Float nan_to_zero(Float a) {
+    return make([&](int i) { return a.v[i] == a.v[i] ? a.v[i] : 0.0f; });
+  }
+  static Float abs(Float a) {
+    return make([&](int i) { return std::fabs(a.v[i]); });
+  }
+  static Int round(Float a) {
+    return make_int([&](int i) { return static_cast<int32_t>(std::nearbyintf(a.v[i])); });
+  }
 };
 
 struct ScalarDot {
   using FloatTrait = ScalarFloat;
   static constexpr int kLanes = 8;
   static constexpr int kDenseRows = 4, kDenseVectors = 2, kSparseRows = 4;
-  struct Vec { uint8_t b[4 * kLanes]; };
-  struct Acc { int32_t v[kLanes]; };
+  struct Vec {
+    uint8_t b[4 * kLanes];
+  };
+  struct Acc {
+    int32_t v[kLanes];
+  };
 
   static Acc zero() { return Acc{}; }
-  static Acc load_acc(const int32_t* p) { Acc a; std::memcpy(a.v, p, sizeof a.v); return a; }
+  static Acc load_acc(const int32_t* p) {
+    Acc a;
+    std::memcpy(a.v, p, sizeof a.v);
+    return a;
+  }
   static void store_acc(int32_t* p, const Acc& a) { std::memcpy(p, a.v, sizeof a.v); }
-  static Vec load(const uint8_t* p) { Vec r; std::memcpy(r.b, p, sizeof r.b); return r; }
+  static Vec load(const uint8_t* p) {
+    Vec r;
+    std::memcpy(r.b, p, sizeof r.b);
+    return r;
+  }
   static void store(uint8_t* p, const Vec& x) { std::memcpy(p, x.b, sizeof x.b); }
-  static Vec low_nibbles(const Vec& x) { Vec r; for (int i = 0; i < 4 * kLanes; ++i) r.b[i] = x.b[i] & 15; return r; }
-  static Vec high_nibbles(const Vec& x) { Vec r; for (int i = 0; i < 4 * kLanes; ++i) r.b[i] = x.b[i] >> 4; return r; }
-  static Vec broadcast4(const uint8_t* p) { Vec r; for (int i = 0; i < kLanes; ++i) std::memcpy(r.b + 4 * i, p, 4); return r; }
-  static Vec broadcast16(const uint8_t* p) { Vec r; for (int i = 0; i < kLanes / 4; ++i) std::memcpy(r.b + 16 * i, p, 16); return r; }
+  static Vec low_nibbles(const Vec& x) {
+    Vec r;
+    for (int i = 0; i < 4 * kLanes; ++i) r.b[i] = x.b[i] & 15;
+    return r;
+  }
+  static Vec high_nibbles(const Vec& x) {
+    Vec r;
+    for (int i = 0; i < 4 * kLanes; ++i) r.b[i] = x.b[i] >> 4;
+    return r;
+  }
+  static Vec broadcast4(const uint8_t* p) {
+    Vec r;
+    for (int i = 0; i < kLanes; ++i) std::memcpy(r.b + 4 * i, p, 4);
+    return r;
+  }
+  static Vec broadcast16(const uint8_t* p) {
+    Vec r;
+    for (int i = 0; i < kLanes / 4; ++i) std::memcpy(r.b + 16 * i, p, 16);
+    return r;
+  }
   static Vec shuffle(const Vec& x, const Vec& index) {
     Vec r;
     for (int i = 0; i < 4 * kLanes; ++i) r.b[i] = x.b[(i & ~15) + (index.b[i] & 15)];

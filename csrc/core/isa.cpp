@@ -27,8 +27,7 @@ bool runs_here(Isa isa) {
   switch (isa) {
     case Isa::scalar: return true;
     case Isa::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("f16c");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     case Isa::avx_vnni: return runs_here(Isa::avx2) && has_avx_vnni();
     case Isa::avx512_vnni: return runs_here(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
     case Isa::avx512:
@@ -45,8 +44,7 @@ Isa parse(const std::string& name) {
     if (name == name_of(isa)) return isa;
     known += (known.empty() ? "" : ", ") + std::string(name_of(isa));
   }
-  throw std::invalid_argument("SPARSEQ_ISA: expected one of " + known + " on this machine, got '" +
-                              name + "'");
+  throw std::invalid_argument("SPARSEQ_ISA: expected one of " + known + " on this machine, got '" + name + "'");
 }
 
 std::atomic<Isa>& current() {

@@ -64,9 +64,7 @@ struct Vec {
   static void put(T* p, __m128i v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), v);
   }
-  static __m256 widen(__m128i v) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
-  }
+  static __m256 widen(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
   // float to bfloat16, nearest even, NaN made quiet: the result in the low half of each lane
   static __m256i narrow(__m256 v) {
     const __m256i bits = _mm256_castps_si256(v), top = _mm256_srli_epi32(bits, 16);
@@ -88,9 +86,7 @@ inline Vec round(Vec x) {
   constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
 }
-inline Mask ordered(Vec x) {
-  return {_mm256_cmp_ps(x.a, x.a, _CMP_ORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_ORD_Q)};
-}
+inline Mask ordered(Vec x) { return {_mm256_cmp_ps(x.a, x.a, _CMP_ORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_ORD_Q)}; }
 inline Mask between(Vec x, Vec low, Vec high) {
   return {_mm256_and_ps(_mm256_cmp_ps(x.a, low.a, _CMP_GE_OQ), _mm256_cmp_ps(x.a, high.a, _CMP_LE_OQ)),
           _mm256_and_ps(_mm256_cmp_ps(x.b, low.b, _CMP_GE_OQ), _mm256_cmp_ps(x.b, high.b, _CMP_LE_OQ))};

@@ -32,8 +32,7 @@ struct Vec {
     const __m512i rounded =
         _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
     const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    put(p, _mm512_cvtepi32_epi16(
-               _mm512_mask_blend_epi32(nan, rounded, _mm512_or_si512(top, _mm512_set1_epi32(0x40)))));
+    put(p, _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(nan, rounded, _mm512_or_si512(top, _mm512_set1_epi32(0x40)))));
   }
   // Lanes hold integers in [-128, 255]; the low byte serves int8 and uint8 alike.
   void store(uint8_t* p) const {
@@ -61,9 +60,7 @@ inline Vec operator*(Vec x, Vec y) { return {_mm512_mul_ps(x.v, y.v)}; }
 inline Vec operator/(Vec x, Vec y) { return {_mm512_div_ps(x.v, y.v)}; }
 inline Vec min(Vec x, Vec y) { return {_mm512_min_ps(x.v, y.v)}; }
 inline Vec max(Vec x, Vec y) { return {_mm512_max_ps(x.v, y.v)}; }
-inline Vec round(Vec x) {
-  return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+inline Vec round(Vec x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline Mask ordered(Vec x) { return {_mm512_cmp_ps_mask(x.v, x.v, _CMP_ORD_Q)}; }
 inline Mask between(Vec x, Vec low, Vec high) {
   return {_mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(x.v, low.v, _CMP_GE_OQ), x.v, high.v, _CMP_LE_OQ)};

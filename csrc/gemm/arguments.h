@@ -24,8 +24,8 @@ struct Vector {
   const T* data = nullptr;
   Vector(const char* op, const char* argument, const std::optional<Tensor>& t, ScalarType type, int64_t count) {
     if (!t) return;
-    STD_TORCH_CHECK(t->scalar_type() == type && t->numel() == count, op, ": ", argument, " must hold ", count,
-                    " ", dtype_name(type), " values, got ", t->numel(), " of ", dtype_name(t->scalar_type()));
+    STD_TORCH_CHECK(t->scalar_type() == type && t->numel() == count, op, ": ", argument, " must hold ", count, " ",
+                    dtype_name(type), " values, got ", t->numel(), " of ", dtype_name(t->scalar_type()));
     held = torch::stable::contiguous(*t);
     data = static_cast<const T*>(held->const_data_ptr());
   }
@@ -41,8 +41,8 @@ struct Weight {
 inline void check_zeros(const char* op, const char* argument, const Vector<int32_t>& zeros, const Tensor& of) {
   const int32_t low = of.scalar_type() == ScalarType::Char ? -128 : 0;
   for (int64_t i = 0; zeros.data && i < zeros.held->numel(); ++i)
-    STD_TORCH_CHECK(zeros.data[i] >= low && zeros.data[i] <= low + 255, op, ": ", argument, " must lie in [", low,
-                    ", ", low + 255, "], got ", zeros.data[i]);
+    STD_TORCH_CHECK(zeros.data[i] >= low && zeros.data[i] <= low + 255, op, ": ", argument, " must lie in [", low, ", ",
+                    low + 255, "], got ", zeros.data[i]);
 }
 
 // Everything but x and y, checked: shared by linear and convolution.
@@ -51,8 +51,9 @@ struct Arguments {
   Vector<float> scale, bias;
   Vector<int32_t> weight_zero, x_zero;
 
-  Arguments(const char* op, const Tensor& x, const Tensor& w, const Tensor& scale_, const std::optional<Tensor>& x_zero_,
-         const std::optional<Tensor>& weight_zero_, const std::optional<Tensor>& bias_)
+  Arguments(const char* op, const Tensor& x, const Tensor& w, const Tensor& scale_,
+            const std::optional<Tensor>& x_zero_, const std::optional<Tensor>& weight_zero_,
+            const std::optional<Tensor>& bias_)
       : weight{torch::stable::contiguous(w), w.size(0), w.size(0) ? w.numel() / w.size(0) : 0,
                w.scalar_type() == ScalarType::Char},
         scale(op, "scale", scale_, ScalarType::Float, w.size(0)),

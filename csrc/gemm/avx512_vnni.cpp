@@ -1,6 +1,6 @@
 // AVX-512-VNNI: 16 channels per vector. The epilogue and the row quantiser stay on the 256-bit trait: they are a
 // few per cent of the time.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"   // gcc 12: _mm512_undefined_* in its own headers
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12: _mm512_undefined_* in its own headers
 #include <immintrin.h>
 
 #include <cstdint>

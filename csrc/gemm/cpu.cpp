@@ -42,8 +42,9 @@ Tensor int8_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& scal
   check_bytes(op, "weight", weight);
   STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && groups >= 1 && x.size(1) == weight.size(1) * groups &&
                       weight.size(0) % groups == 0,
-                  op, ": x must be [N, C, H, W] and weight [O, C / groups, kH, kW] with O a multiple of groups = ",
-                  groups, ", got ", shape_of(x), " and ", shape_of(weight));
+                  op,
+                  ": x must be [N, C, H, W] and weight [O, C / groups, kH, kW] with O a multiple of groups = ", groups,
+                  ", got ", shape_of(x), " and ", shape_of(weight));
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, op,
                   ": stride, padding and dilation must have two values each");
   const Arguments a(op, x, weight, scale, x_zero, weight_zero, bias);
@@ -74,10 +75,11 @@ Tensor int8_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& scal
 }
 
 Tensor int8_tiles_cpu(const Tensor& weight, int64_t groups) {
-  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Char && (weight.dim() == 2 || weight.dim() == 4) &&
-                      weight.numel() > 0 && groups >= 1 && weight.size(0) % groups == 0,
-                  "int8_tiles: weight must be int8 [N, K] or [O, I, kH, kW], not empty, with rows a multiple of groups = ",
-                  groups, ", got ", dtype_name(weight.scalar_type()), " ", shape_of(weight));
+  STD_TORCH_CHECK(
+      weight.scalar_type() == ScalarType::Char && (weight.dim() == 2 || weight.dim() == 4) && weight.numel() > 0 &&
+          groups >= 1 && weight.size(0) % groups == 0,
+      "int8_tiles: weight must be int8 [N, K] or [O, I, kH, kW], not empty, with rows a multiple of groups = ", groups,
+      ", got ", dtype_name(weight.scalar_type()), " ", shape_of(weight));
   const Tensor dense = torch::stable::contiguous(weight);
   const int64_t taps = weight.dim() == 4 ? weight.size(2) * weight.size(3) : 1;
   const WeightShape shape{groups, weight.size(0) / groups, taps, weight.size(1)};

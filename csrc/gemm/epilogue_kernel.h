@@ -7,7 +7,8 @@
 
 namespace {
 
-template <class F> struct EpilogueKernel {
+template <class F>
+struct EpilogueKernel {
   using Float = typename F::Float;
   using Int = typename F::Int;
   static constexpr int kLanes = F::kLanes;
@@ -58,7 +59,7 @@ template <class F> struct EpilogueKernel {
     const int bytes = size(e.residual_type);
     const auto* from = static_cast<const uint8_t*>(e.residual) + (m * e.residual_stride + channel + v) * bytes;
     alignas(64) uint8_t tail[4 * kLanes];
-    if (left < kLanes) {   // never read past the row
+    if (left < kLanes) {  // never read past the row
       std::memset(tail, 0, sizeof tail);
       std::memcpy(tail, from, static_cast<std::size_t>(left * bytes));
       from = tail;
@@ -74,7 +75,7 @@ template <class F> struct EpilogueKernel {
 
   Float activate(Float y) const {
     const Float zero = F::set(0.0f), six = F::set(6.0f);
-    switch (e.activation) {   // the operand order lets a NaN through, as torch does
+    switch (e.activation) {  // the operand order lets a NaN through, as torch does
       case sparseq::Activation::none: return y;
       case sparseq::Activation::relu: return F::max(zero, y);
       case sparseq::Activation::relu6: return F::min(six, F::max(zero, y));
@@ -95,7 +96,8 @@ template <class F> struct EpilogueKernel {
       default: {
         const int32_t z = e.output_zero_point;
         const Float q = F::nan_to_zero(F::div(y, F::set(e.output_scale)));
-        const Float low = F::set(static_cast<float>(e.output_low - z)), high = F::set(static_cast<float>(e.output_high - z));
+        const Float low = F::set(static_cast<float>(e.output_low - z)),
+                    high = F::set(static_cast<float>(e.output_high - z));
         F::store_low_bytes(at, F::add(F::round(F::min(F::max(q, low), high)), F::set_int(z)));
       }
     }

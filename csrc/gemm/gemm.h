@@ -31,48 +31,48 @@ constexpr int64_t kInputSlack = 16;
 // Prepared activations: u8; a signed activation a is stored as a + 128 (and zero in the epilogue is + 128).
 struct Input {
   const uint8_t* data = nullptr;
-  int64_t stride = 0;                    // bytes from row to row, or from pixel to pixel
-  const ConvShape* conv = nullptr;       // null: row m is at data + m * stride
-  const uint8_t* padding = nullptr;      // conv: one pixel of zero points, all channels + kInputSlack bytes
+  int64_t stride = 0;                // bytes from row to row, or from pixel to pixel
+  const ConvShape* conv = nullptr;   // null: row m is at data + m * stride
+  const uint8_t* padding = nullptr;  // conv: one pixel of zero points, all channels + kInputSlack bytes
 };
 
 struct WorkPlan {
   int64_t rows = 0;
-  int64_t row_block = 0;                 // rows per work item; their activations stay in L2
+  int64_t row_block = 0;  // rows per work item; their activations stay in L2
   int64_t row_blocks = 0;
-  int64_t items = 0;                     // item = (row block, conv group, group of output channels)
+  int64_t items = 0;  // item = (row block, conv group, group of output channels)
 };
 
 WorkPlan plan_work(const Tiling& weight, int64_t rows, const CacheSizes& caches, int threads);
 
 enum class RowMode : int32_t {
-  fixed_u8,     // scale and zero_point given
-  fixed_s8,     // likewise; stored + 128
-  dynamic_s8,   // per row: scale = absmax / 127, zero point 0; stored + 128
-  dynamic_u8    // per row: scale = (max - min) / 255 over the row and 0
+  fixed_u8,    // scale and zero_point given
+  fixed_s8,    // likewise; stored + 128
+  dynamic_s8,  // per row: scale = absmax / 127, zero point 0; stored + 128
+  dynamic_u8   // per row: scale = (max - min) / 255 over the row and 0
 };
 
 // q = clamp(rne(x / scale) + zero_point), NaN -> zero_point: the rule of section 4 of the design.
 struct RowQuantizer {
   RowMode mode = RowMode::dynamic_u8;
-  const void* input = nullptr;           // f32 or bf16
+  const void* input = nullptr;  // f32 or bf16
   Element input_type = Element::f32;
   int64_t columns = 0;
-  int64_t input_stride = 0;              // elements
-  float scale = 1.0f;                    // fixed modes
-  int32_t zero_point = 0;                // fixed modes, of the u8 or s8 value itself
-  int32_t low = 0, high = 255;           // fixed modes
+  int64_t input_stride = 0;     // elements
+  float scale = 1.0f;           // fixed modes
+  int32_t zero_point = 0;       // fixed modes, of the u8 or s8 value itself
+  int32_t low = 0, high = 255;  // fixed modes
   uint8_t* output = nullptr;
-  int64_t output_stride = 0;             // bytes, >= columns; the bytes between are set to 0
-  float* row_scale = nullptr;            // [rows], dynamic modes: Epilogue::row_scale
-  int32_t* row_zero = nullptr;           // [rows], dynamic modes: Epilogue::row_zero (+ 128 included)
+  int64_t output_stride = 0;    // bytes, >= columns; the bytes between are set to 0
+  float* row_scale = nullptr;   // [rows], dynamic modes: Epilogue::row_scale
+  int32_t* row_zero = nullptr;  // [rows], dynamic modes: Epilogue::row_zero (+ 128 included)
 };
 
 struct Depthwise {
   ConvShape shape;
   int64_t channels = 0;
-  const int32_t* pairs = nullptr;        // pack_depthwise
-  const int32_t* weight_sum = nullptr;   // [channels]
+  const int32_t* pairs = nullptr;       // pack_depthwise
+  const int32_t* weight_sum = nullptr;  // [channels]
 };
 
 // weight [channels, taps] int8 -> pairs[(taps + 1) / 2][channels up to 16]: the weights of two taps as two
@@ -88,8 +88,8 @@ struct Kernels {
   void (*depthwise)(const Depthwise&, const Input&, const Epilogue&, int64_t begin, int64_t end);
   void (*quantize_rows)(const RowQuantizer&, int64_t begin, int64_t end);
   // Copies int8 rows into prepared form: adds 128 where is_signed, pads with zeros up to output_stride.
-  void (*shift_rows)(const uint8_t* input, int64_t input_stride, int64_t columns, bool is_signed,
-                     uint8_t* output, int64_t output_stride, int64_t begin, int64_t end);
+  void (*shift_rows)(const uint8_t* input, int64_t input_stride, int64_t columns, bool is_signed, uint8_t* output,
+                     int64_t output_stride, int64_t begin, int64_t end);
 };
 
 const Kernels& kernels_scalar();

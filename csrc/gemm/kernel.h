@@ -20,14 +20,16 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 // Pixels outside the image point to a pixel of zero points. Rows past the end repeat the last row.
 class RowPointers {
  public:
-  static void build(const sparseq::Input& input, int64_t channel, int64_t taps, int tile, int64_t row0,
-                    int64_t rows, const uint8_t** table) {
+  static void build(const sparseq::Input& input, int64_t channel, int64_t taps, int tile, int64_t row0, int64_t rows,
+                    const uint8_t** table) {
     for (int64_t first = 0; first < rows; first += tile) {
       for (int r = 0; r < tile; ++r) {
         const int64_t m = row0 + smaller(first + r, rows - 1);
         const uint8_t** entry = table + first * taps + r;
-        if (input.conv == nullptr) *entry = input.data + m * input.stride + channel;
-        else pixel(input, *input.conv, channel, tile, m, entry);
+        if (input.conv == nullptr)
+          *entry = input.data + m * input.stride + channel;
+        else
+          pixel(input, *input.conv, channel, tile, m, entry);
       }
     }
   }
@@ -49,17 +51,20 @@ class RowPointers {
   }
 };
 
-template <class Micro> struct Driver {
+template <class Micro>
+struct Driver {
   using Function = void (*)(const sparseq::Operands&, int32_t*, int64_t, bool);
   // Up to this many rows a 2:4 block is used once per load, and splitting its positions in registers is cheaper.
   static constexpr int kStoredRows = 4;
   static constexpr int kGroupWidth = Micro::kGroupVectors * Micro::kLanes;
 
-  template <int... R> static Function pick_dense(int rows, std::integer_sequence<int, R...>) {
+  template <int... R>
+  static Function pick_dense(int rows, std::integer_sequence<int, R...>) {
     static constexpr Function table[] = {Micro::template dense<R + 1>...};
     return table[rows - 1];
   }
-  template <bool kStored, int... R> static Function pick_sparse(int rows, std::integer_sequence<int, R...>) {
+  template <bool kStored, int... R>
+  static Function pick_sparse(int rows, std::integer_sequence<int, R...>) {
     static constexpr Function table[] = {Micro::template sparse<R + 1, kStored>...};
     return table[rows - 1];
   }
@@ -70,7 +75,10 @@ template <class Micro> struct Driver {
   }
 
   // Where the micro-kernel finds a panel's chunk: stored bytes, and what was expanded into L1 for it.
-  struct Weights { const uint8_t* data; const uint8_t* expanded; };
+  struct Weights {
+    const uint8_t* data;
+    const uint8_t* expanded;
+  };
 
   static Weights prepare(const sparseq::Tiles& w, const sparseq::Chunk& chunk, bool stored, uint8_t* to) {
     const uint8_t* data = w.data + chunk.data;
@@ -87,8 +95,8 @@ template <class Micro> struct Driver {
 
   // Which weights tile t should prefetch, one line per block, while it multiplies. The only tile of a chunk
   // looks ahead of itself; of many tiles the first two fetch the panel's next chunk.
-  static const uint8_t* ahead(const sparseq::Tiles& w, const sparseq::Chunk& chunk, int64_t chunks_on,
-                              int64_t t, int64_t tiles) {
+  static const uint8_t* ahead(const sparseq::Tiles& w, const sparseq::Chunk& chunk, int64_t chunks_on, int64_t t,
+                              int64_t tiles) {
     const uint8_t* data = w.data + chunk.data;
     const int64_t blocks = chunk.count[0] + chunk.count[1] + chunk.count[2];
     if (tiles == 1) return data + 2048;
@@ -103,8 +111,9 @@ template <class Micro> struct Driver {
     const int64_t taps = w.shape.taps, channel_groups = w.channel_groups();
     const int64_t panels = kGroupWidth / w.panel_width();
     const bool stored = !dense && plan.rows <= kStoredRows;
-    const int64_t panel_expanded = dense ? 2 * Micro::kWideStep * w.chunk_blocks
-                                         : stored ? 0 : 16 * Micro::kLanes * w.chunk_blocks;
+    const int64_t panel_expanded = dense    ? 2 * Micro::kWideStep * w.chunk_blocks
+                                   : stored ? 0
+                                            : 16 * Micro::kLanes * w.chunk_blocks;
     const int64_t expanded = panels * panel_expanded;
     const int64_t acc_bytes = plan.row_block * kGroupWidth * 4;
     const int64_t table_bytes = plan.row_block * taps * static_cast<int64_t>(sizeof(uint8_t*));
@@ -122,9 +131,8 @@ template <class Micro> struct Driver {
         RowPointers::build(input, group * w.shape.in_channels, taps, tile, row0, rows, table);
         pointers_of = block;
       }
-      const int64_t channel = channel_group * kGroupWidth;   // within the convolution group
-      const EpilogueKernel<typename Micro::Float> finish(epilogue, w.weight_sum,
-                                                         group * w.shape.out_channels + channel,
+      const int64_t channel = channel_group * kGroupWidth;  // within the convolution group
+      const EpilogueKernel<typename Micro::Float> finish(epilogue, w.weight_sum, group * w.shape.out_channels + channel,
                                                          smaller(kGroupWidth, w.shape.out_channels - channel));
       const sparseq::Chunk* chunks = w.chunk + (group * w.panels + channel_group * panels) * w.chunks;
       const int64_t tiles = (rows + tile - 1) / tile;
@@ -143,8 +151,9 @@ template <class Micro> struct Driver {
             // A panel's chunks lie one behind the other; after the last come the work item's other panels.
             const int64_t chunks_on = c + 1 < w.chunks ? 1 : 1 + (panels - 1) * w.chunks;
             const sparseq::Chunk& chunk = *of_panel[p];
-            const sparseq::Operands operands{table + first * taps, w.refs + chunk.refs, chunk.count,
-                                             weights[p].data, weights[p].expanded, ahead(w, chunk, chunks_on, t, tiles)};
+            const sparseq::Operands operands{table + first * taps, w.refs + chunk.refs,
+                                             chunk.count,          weights[p].data,
+                                             weights[p].expanded,  ahead(w, chunk, chunks_on, t, tiles)};
             micro(operands, tile_acc + p * w.panel_width(), kGroupWidth, c == 0);
           }
           if (c + 1 == w.chunks) finish.rows(tile_acc, kGroupWidth, row0 + first, some);

@@ -13,7 +13,7 @@ namespace {
 struct Avx2Micro : Avx2Bytes {
   using Float = Avx2Float;
   static constexpr int kDenseVectors = 2;
-  static constexpr int kDenseRows = 6;     // 12 accumulators of the 16 registers
+  static constexpr int kDenseRows = 6;  // 12 accumulators of the 16 registers
   static constexpr int kSparseRows = 8;
   static constexpr int kGroupVectors = 2;
   static constexpr bool kClassified = true;
@@ -50,9 +50,8 @@ struct Avx2Micro : Avx2Bytes {
       unroll<V>([&](auto v) SPARSEQ_INLINE { wv[v] = load(w + 32 * v); });
       unroll<R>([&](auto r) SPARSEQ_INLINE {
         const Vec x = broadcast4(p[r] + offset);
-        unroll<V>([&](auto v) SPARSEQ_INLINE {
-          accumulate(c[r][v], _mm256_madd_epi16(_mm256_maddubs_epi16(x, wv[v]), ones));
-        });
+        unroll<V>([&](auto v)
+                      SPARSEQ_INLINE { accumulate(c[r][v], _mm256_madd_epi16(_mm256_maddubs_epi16(x, wv[v]), ones)); });
       });
     });
     // 4 inputs: inputs 0 and 2, and 1 and 3, as 16-bit integers.
@@ -71,7 +70,7 @@ struct Avx2Micro : Avx2Bytes {
     store_tile<R, V>(c, acc, stride);
   }
 
-  static constexpr int64_t kWideStep = 64 * kDenseVectors;   // bytes per expanded step of 4 inputs
+  static constexpr int64_t kWideStep = 64 * kDenseVectors;  // bytes per expanded step of 4 inputs
 
   static void expand_dense(const uint8_t* from, uint8_t* to, uint32_t vectors) {
     for (uint32_t i = 0; i < vectors; ++i, from += 32, to += 64) {
@@ -103,8 +102,8 @@ struct Avx2Micro : Avx2Bytes {
       const Vec w0 = load(w), w1 = load(w + 32);
       unroll<R>([&](auto r) SPARSEQ_INLINE {
         const Vec x = broadcast16(p[r] + offset);
-        const Vec sum = _mm256_add_epi16(_mm256_maddubs_epi16(shuffle(x, i0), w0),
-                                         _mm256_maddubs_epi16(shuffle(x, i1), w1));
+        const Vec sum =
+            _mm256_add_epi16(_mm256_maddubs_epi16(shuffle(x, i0), w0), _mm256_maddubs_epi16(shuffle(x, i1), w1));
         accumulate(c[r][0], _mm256_madd_epi16(sum, ones));
       });
     });
@@ -156,7 +155,8 @@ struct Avx2Micro : Avx2Bytes {
       unroll<V>([&](auto v) SPARSEQ_INLINE { c[r][v] = first ? zero() : load_acc(acc + r * stride + v * kLanes); });
     });
   }
-  template <int R, int V> SPARSEQ_INLINE static void store_tile(const Acc (&c)[R][V], int32_t* acc, int64_t stride) {
+  template <int R, int V>
+  SPARSEQ_INLINE static void store_tile(const Acc (&c)[R][V], int32_t* acc, int64_t stride) {
     unroll<R>([&](auto r) SPARSEQ_INLINE {
       unroll<V>([&](auto v) SPARSEQ_INLINE { store_acc(acc + r * stride + v * kLanes, c[r][v]); });
     });

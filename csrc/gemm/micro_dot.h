@@ -8,7 +8,8 @@
 
 namespace {
 
-template <class T> struct DotMicro {
+template <class T>
+struct DotMicro {
   using Float = typename T::FloatTrait;
   using Vec = typename T::Vec;
   using Acc = typename T::Acc;
@@ -65,7 +66,7 @@ template <class T> struct DotMicro {
     store<R, 1>(c, acc, stride);
   }
 
-  static constexpr int64_t kWideStep = 0;   // no block is ever wide
+  static constexpr int64_t kWideStep = 0;  // no block is ever wide
   static void expand_dense(const uint8_t*, uint8_t*, uint32_t) {}
 
   // Splits the position nibbles of `blocks` stored 2:4 blocks into two index vectors each.
@@ -81,14 +82,15 @@ template <class T> struct DotMicro {
   }
 
  private:
-  template <int R, int V> SPARSEQ_INLINE static void load(Acc (&c)[R][V], const int32_t* acc, int64_t stride, bool first) {
+  template <int R, int V>
+  SPARSEQ_INLINE static void load(Acc (&c)[R][V], const int32_t* acc, int64_t stride, bool first) {
     unroll<R>([&](auto r) SPARSEQ_INLINE {
-      unroll<V>([&](auto v) SPARSEQ_INLINE {
-        c[r][v] = first ? T::zero() : T::load_acc(acc + r * stride + v * kLanes);
-      });
+      unroll<V>([&](auto v)
+                    SPARSEQ_INLINE { c[r][v] = first ? T::zero() : T::load_acc(acc + r * stride + v * kLanes); });
     });
   }
-  template <int R, int V> SPARSEQ_INLINE static void store(const Acc (&c)[R][V], int32_t* acc, int64_t stride) {
+  template <int R, int V>
+  SPARSEQ_INLINE static void store(const Acc (&c)[R][V], int32_t* acc, int64_t stride) {
     unroll<R>([&](auto r) SPARSEQ_INLINE {
       unroll<V>([&](auto v) SPARSEQ_INLINE { T::store_acc(acc + r * stride + v * kLanes, c[r][v]); });
     });

@@ -18,12 +18,12 @@ enum class WeightKind : int32_t { dense, sparse24 };
 enum BlockClass : int { kQuad = 0, kPair = 1, kWide = 2, kClasses = 3 };
 
 struct Layout {
-  int lanes = 8;           // output channels per vector
-  int dense_vectors = 2;   // vectors per dense panel
-  int dense_rows = 6;      // activation rows per dense tile
-  int sparse_rows = 8;     // and per 2:4 tile (one vector per panel)
-  int group_vectors = 2;   // vectors per work item: a full cache line of float32 outputs
-  bool classes = false;    // classify blocks (AVX2)
+  int lanes = 8;          // output channels per vector
+  int dense_vectors = 2;  // vectors per dense panel
+  int dense_rows = 6;     // activation rows per dense tile
+  int sparse_rows = 8;    // and per 2:4 tile (one vector per panel)
+  int group_vectors = 2;  // vectors per work item: a full cache line of float32 outputs
+  bool classes = false;   // classify blocks (AVX2)
 };
 
 struct CacheSizes {
@@ -36,24 +36,24 @@ struct CacheSizes {
 constexpr int kDenseBlock = 8;
 constexpr int kSparseBlock = 16;
 
-struct BlockRef {    // small: for few rows it is read once per 96 bytes of weights
+struct BlockRef {  // small: for few rows it is read once per 96 bytes of weights
   uint16_t tap;
   uint16_t quarter;  // first input channel of the block / 4
   uint32_t offset() const { return uint32_t{4} * quarter; }
 };
-constexpr int64_t kMaxTaps = 65535, kMaxInChannels = 4 * 65535;   // what a BlockRef can hold; packing throws beyond
+constexpr int64_t kMaxTaps = 65535, kMaxInChannels = 4 * 65535;  // what a BlockRef can hold; packing throws beyond
 
 // What a micro-kernel reads for one tile of rows and one chunk of one panel.
 struct Operands {
-  const uint8_t* const* rows;     // [taps][tile rows]
+  const uint8_t* const* rows;  // [taps][tile rows]
   const BlockRef* refs;
-  const uint32_t* count;          // [kClasses]
+  const uint32_t* count;  // [kClasses]
   const uint8_t* weights;
-  const uint8_t* wide;            // dense: the blocks of class kWide, as 16-bit integers
-  const uint8_t* next;            // weights that will be wanted soon: prefetched at one line per block
+  const uint8_t* wide;  // dense: the blocks of class kWide, as 16-bit integers
+  const uint8_t* next;  // weights that will be wanted soon: prefetched at one line per block
 };
 
-struct Chunk {       // the part of one panel whose weights stay in L1 while the rows pass by
+struct Chunk {  // the part of one panel whose weights stay in L1 while the rows pass by
   std::size_t data = 0;
   uint32_t refs = 0;
   uint32_t count[kClasses] = {0, 0, 0};
@@ -100,44 +100,43 @@ struct Tiling {
   WeightKind kind = WeightKind::dense;
   Layout layout;
   WeightShape shape;
-  int64_t panels = 0;            // per convolution group, padded to whole work items
-  int64_t chunks = 0;            // per panel
-  int64_t chunk_blocks = 0;      // most whole blocks in a chunk
+  int64_t panels = 0;        // per convolution group, padded to whole work items
+  int64_t chunks = 0;        // per panel
+  int64_t chunk_blocks = 0;  // most whole blocks in a chunk
 
   int panel_vectors() const { return kind == WeightKind::dense ? layout.dense_vectors : 1; }
   int panel_width() const { return panel_vectors() * layout.lanes; }
   int group_width() const { return layout.group_vectors * layout.lanes; }
   int tile_rows() const { return kind == WeightKind::dense ? layout.dense_rows : layout.sparse_rows; }
-  int64_t chunk_bytes() const {   // of all but a panel's last chunk
+  int64_t chunk_bytes() const {  // of all but a panel's last chunk
     return chunk_blocks * (kind == WeightKind::dense ? kDenseBlock : 12) * panel_width();
   }
-  int64_t channel_groups() const { return panels * panel_width() / group_width(); }   // per conv group
+  int64_t channel_groups() const { return panels * panel_width() / group_width(); }  // per conv group
 };
 
-struct PackedWeight : Tiling {   // as packing makes it
-  std::vector<Chunk> chunk;      // [groups][panels][chunks]
+struct PackedWeight : Tiling {  // as packing makes it
+  std::vector<Chunk> chunk;     // [groups][panels][chunks]
   std::vector<BlockRef> refs;
   AlignedBytes data;
-  std::vector<int32_t> weight_sum;   // [groups * out_channels], for the zero point
-  int64_t class_inputs[kClasses] = {0, 0, 0};   // inputs x panels by class
+  std::vector<int32_t> weight_sum;             // [groups * out_channels], for the zero point
+  int64_t class_inputs[kClasses] = {0, 0, 0};  // inputs x panels by class
 };
 
-struct Tiles : Tiling {          // as kernels read it, wherever the bytes lie
+struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
   const Chunk* chunk = nullptr;
   const BlockRef* refs = nullptr;
   const uint8_t* data = nullptr;
   const int32_t* weight_sum = nullptr;
   Tiles() = default;
-  Tiles(const PackedWeight& p)   // a view
+  Tiles(const PackedWeight& p)  // a view
       : Tiling(p), chunk(p.chunk.data()), refs(p.refs.data()), data(p.data.data()), weight_sum(p.weight_sum.data()) {}
 };
 
 // weight: canonical int8, any values in [-128, 127].
-PackedWeight pack_dense(const int8_t* weight, const WeightShape& shape, const Layout& layout,
-                        const CacheSizes& caches);
+PackedWeight pack_dense(const int8_t* weight, const WeightShape& shape, const Layout& layout, const CacheSizes& caches);
 
 // values, indices: the canonical 2:4 form (sparse24/format.h), already validated.
-PackedWeight pack_sparse24(const int8_t* values, const uint8_t* indices, const WeightShape& shape,
-                           const Layout& layout, const CacheSizes& caches);
+PackedWeight pack_sparse24(const int8_t* values, const uint8_t* indices, const WeightShape& shape, const Layout& layout,
+                           const CacheSizes& caches);
 
 }  // namespace sparseq

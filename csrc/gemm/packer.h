@@ -13,8 +13,8 @@ namespace sparseq::packing {
 // to) returns the bytes written. row0: first output channel of the panel (over all groups); limit: one past
 // the last channel of its group.
 template <class Split, class Write>
-void fill(PackedWeight& packed, int64_t block_inputs, int64_t block_bytes, const CacheSizes& caches,
-          Split split, Write write) {
+void fill(PackedWeight& packed, int64_t block_inputs, int64_t block_bytes, const CacheSizes& caches, Split split,
+          Write write) {
   const WeightShape& shape = packed.shape;
   if (shape.taps > kMaxTaps || shape.in_channels > kMaxInChannels)
     throw std::length_error("pack: taps must be <= 65535 and input channels <= 262140");
@@ -47,8 +47,10 @@ void fill(PackedWeight& packed, int64_t block_inputs, int64_t block_bytes, const
       const int64_t last = std::min(blocks, (c + 1) * packed.chunk_blocks);
       for (int64_t b = c * packed.chunk_blocks; b < last; ++b) {
         const BlockRef ref{static_cast<uint16_t>(b / per_tap), static_cast<uint16_t>(b % per_tap * block_inputs / 4)};
-        if (packed.layout.classes) split(row0, limit, ref, sorted);
-        else sorted[kQuad].push_back(ref);
+        if (packed.layout.classes)
+          split(row0, limit, ref, sorted);
+        else
+          sorted[kQuad].push_back(ref);
       }
       for (int k = 0; k < kClasses; ++k) {
         chunk.count[k] = static_cast<uint32_t>(sorted[k].size());

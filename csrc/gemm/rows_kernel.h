@@ -7,7 +7,8 @@
 
 namespace {
 
-template <class F> struct RowsKernel {
+template <class F>
+struct RowsKernel {
   using Float = typename F::Float;
   using Int = typename F::Int;
   static constexpr int kLanes = F::kLanes;
@@ -27,7 +28,10 @@ template <class F> struct RowsKernel {
                       : F::load(reinterpret_cast<const float*>(from));
   }
 
-  struct Parameters { float scale; int32_t zero_point, low, high, stored_shift; };
+  struct Parameters {
+    float scale;
+    int32_t zero_point, low, high, stored_shift;
+  };
 
   // The scale of a row that is all zero, or whose scale would not be a positive finite number, is 1.
   static float usable(float scale) { return scale > 0.0f && scale < __builtin_inff() ? scale : 1.0f; }
@@ -37,7 +41,7 @@ template <class F> struct RowsKernel {
     if (q.mode == RowMode::fixed_u8) return {q.scale, q.zero_point, q.low, q.high, 0};
     if (q.mode == RowMode::fixed_s8) return {q.scale, q.zero_point, q.low, q.high, 128};
     Float low = F::set(0.0f), high = F::set(0.0f);
-    for (int64_t c = 0; c < q.columns; c += kLanes) {   // max(x, acc) returns acc where x is NaN
+    for (int64_t c = 0; c < q.columns; c += kLanes) {  // max(x, acc) returns acc where x is NaN
       const Float x = load(q, m, c);
       low = F::min(x, low);
       high = F::max(x, high);
@@ -80,13 +84,14 @@ template <class F> struct RowsKernel {
           std::memcpy(to + c, tail, static_cast<std::size_t>(q.columns - c));
         }
       }
-      if (q.output_stride > q.columns) std::memset(to + q.columns, 0, static_cast<std::size_t>(q.output_stride - q.columns));
+      if (q.output_stride > q.columns)
+        std::memset(to + q.columns, 0, static_cast<std::size_t>(q.output_stride - q.columns));
     }
   }
 
-  static void shift(const uint8_t* input, int64_t input_stride, int64_t columns, bool is_signed,
-                    uint8_t* output, int64_t output_stride, int64_t begin, int64_t end) {
-    const uint8_t flip = is_signed ? 128 : 0;   // s8 + 128, as a bit pattern
+  static void shift(const uint8_t* input, int64_t input_stride, int64_t columns, bool is_signed, uint8_t* output,
+                    int64_t output_stride, int64_t begin, int64_t end) {
+    const uint8_t flip = is_signed ? 128 : 0;  // s8 + 128, as a bit pattern
     for (int64_t m = begin; m < end; ++m) {
       const uint8_t* from = input + m * input_stride;
       uint8_t* to = output + m * output_stride;

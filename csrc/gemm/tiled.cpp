@@ -63,9 +63,8 @@ void multiply(const TiledWeight& weight, const Input& input, const Epilogue& epi
   const WorkPlan plan = plan_work(weight.tiles, rows, cache_sizes(), threads);
   const WeightShape& s = weight.tiles.shape;
   const int64_t products = rows * s.groups * s.out_channels * s.taps * s.in_channels / std::max<int64_t>(1, plan.items);
-  torch::stable::parallel_for(0, plan.items, grain(products / 8), [&](int64_t b, int64_t e) {
-    kernel.run(weight.tiles, input, epilogue, plan, b, e);
-  });
+  torch::stable::parallel_for(0, plan.items, grain(products / 8),
+                              [&](int64_t b, int64_t e) { kernel.run(weight.tiles, input, epilogue, plan, b, e); });
 }
 
 // NHWC, whatever the strides of x are.
@@ -136,9 +135,8 @@ void tiled_conv2d(const Arguments& a, const std::optional<Tensor>& tiles, const 
   if ((*weight).header->kind != TileKind::depthwise) return multiply(*weight, input, epilogue, w.pixels());
   const Depthwise depthwise{shape, channels, (*weight).pairs, (*weight).sums};
   const Kernels& kernel = kernels(active_isa());
-  torch::stable::parallel_for(0, w.pixels(), grain(channels * a.weight.depth / 4), [&](int64_t b, int64_t e) {
-    kernel.depthwise(depthwise, input, epilogue, b, e);
-  });
+  torch::stable::parallel_for(0, w.pixels(), grain(channels * a.weight.depth / 4),
+                              [&](int64_t b, int64_t e) { kernel.depthwise(depthwise, input, epilogue, b, e); });
 }
 
 }  // namespace sparseq::gemm

@@ -90,8 +90,8 @@ AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa)
   const int64_t rows = shape.groups * shape.out_channels * shape.taps;
   std::vector<int8_t> values(size_t(rows * values_24(shape.in_channels)));
   std::vector<uint8_t> indices(size_t(rows * index_bytes_24(shape.in_channels)));
-  const bool sparse = shape.in_channels >= 4 &&
-                      pack_24(weight, rows, shape.in_channels, values.data(), indices.data()) == Format24::ok;
+  const bool sparse =
+      shape.in_channels >= 4 && pack_24(weight, rows, shape.in_channels, values.data(), indices.data()) == Format24::ok;
   if (sparse) {
     return flatten(pack_sparse24(values.data(), indices.data(), shape, layout, cache_sizes()), TileKind::sparse24, isa);
   }
@@ -100,8 +100,8 @@ AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa)
 
 TiledWeight view_tiles(const uint8_t* bytes, int64_t size, const WeightShape& shape) {
   const auto* header = reinterpret_cast<const TileHeader*>(bytes);
-  if (reinterpret_cast<uintptr_t>(bytes) % 64 != 0 || size < int64_t(sizeof(TileHeader)) || header->magic != kMagic || header->size != size ||
-      std::memcmp(&header->shape, &shape, sizeof shape) != 0)
+  if (reinterpret_cast<uintptr_t>(bytes) % 64 != 0 || size < int64_t(sizeof(TileHeader)) || header->magic != kMagic ||
+      header->size != size || std::memcmp(&header->shape, &shape, sizeof shape) != 0)
     throw std::invalid_argument("tiles must be made by int8_tiles for this weight");
   TiledWeight view{header, {}, reinterpret_cast<const int32_t*>(bytes + header->sums_at), nullptr};
   if (header->kind == TileKind::depthwise) {

@@ -25,9 +25,9 @@ constexpr int32_t kMagic = 0x53514c54;
 
 struct TiledWeight {
   const TileHeader* header;
-  Tiles tiles;             // dense and 2:4
-  const int32_t* sums;     // [outputs]
-  const int32_t* pairs;    // depthwise
+  Tiles tiles;           // dense and 2:4
+  const int32_t* sums;   // [outputs]
+  const int32_t* pairs;  // depthwise
 };
 
 // weight: OHWI, [groups * out_channels, taps, in_channels], any int8 values. 2:4 where every four

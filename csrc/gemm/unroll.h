@@ -6,10 +6,10 @@
 
 namespace {
 
-template <int N, class F> SPARSEQ_INLINE inline void unroll(F&& f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) SPARSEQ_INLINE {
-    (f(std::integral_constant<int, I>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
+template <int N, class F>
+SPARSEQ_INLINE inline void unroll(F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>)
+      SPARSEQ_INLINE { (f(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, N>{});
 }
 
 }  // namespace

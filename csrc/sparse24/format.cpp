@@ -6,7 +6,9 @@
 namespace sparseq {
 namespace {
 
-struct Kept { int first, second; };
+struct Kept {
+  int first, second;
+};
 
 Kept kept(const uint8_t* indices, int64_t group) {
   const int nibble = (indices[group / 2] >> (4 * (group % 2))) & 15;
@@ -44,9 +46,11 @@ Format24 pack_24(const int8_t* weight, int64_t rows, int64_t columns, int8_t* va
         if (w[i] != 0) position[count++] = i;
       if (count > 2) return Format24::not_2_4;
       if (count == 0) position[0] = 0, position[1] = 1;
-      if (count == 1) {   // a zero goes along: behind the value if there is room, else before it
-        if (position[0] < 3) position[1] = 3;
-        else position[1] = 3, position[0] = 2;
+      if (count == 1) {  // a zero goes along: behind the value if there is room, else before it
+        if (position[0] < 3)
+          position[1] = 3;
+        else
+          position[1] = 3, position[0] = 2;
       }
       int8_t* v = values + (r * groups + g) * 2;
       v[0] = w[position[0]];
@@ -83,8 +87,8 @@ Format24 validate_24(const int8_t* values, int64_t value_count, const uint8_t* i
   return Format24::ok;
 }
 
-Format24 unpack_24(const int8_t* values, int64_t value_count, const uint8_t* indices, int64_t index_count,
-                   int64_t rows, int64_t columns, int8_t* weight) {
+Format24 unpack_24(const int8_t* values, int64_t value_count, const uint8_t* indices, int64_t index_count, int64_t rows,
+                   int64_t columns, int8_t* weight) {
   const Format24 error = validate_24(values, value_count, indices, index_count, rows, columns);
   if (error != Format24::ok) return error;
   const int64_t groups = groups_24(columns);

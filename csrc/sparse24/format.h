@@ -31,8 +31,8 @@ Format24 validate_24(const int8_t* values, int64_t value_count, const uint8_t* i
                      int64_t rows, int64_t columns);
 
 // Validates, then writes the dense [rows, columns]; the output is untouched on error.
-Format24 unpack_24(const int8_t* values, int64_t value_count, const uint8_t* indices, int64_t index_count,
-                   int64_t rows, int64_t columns, int8_t* weight);
+Format24 unpack_24(const int8_t* values, int64_t value_count, const uint8_t* indices, int64_t index_count, int64_t rows,
+                   int64_t columns, int8_t* weight);
 
 const char* describe(Format24 error);
 

@@ -6,7 +6,9 @@
 namespace sparseq {
 namespace {
 
-struct Entry { int value, position; };
+struct Entry {
+  int value, position;
+};
 
 // A block is 16 inputs of every channel of the panel, of which 8 per channel are kept:
 //   values of step 0 [lanes][4], values of step 1 [lanes][4], positions [lanes][4]: low nibble step 0, high step 1.
@@ -49,8 +51,10 @@ struct SparsePacker {
       int up[2] = {0, 0}, down[2] = {0, 0};
       for (int i = 0; i < 8; ++i) {
         const unsigned side = set >> i & 1;
-        if (value(i) > 0) up[side] += value(i);
-        else down[side] += value(i);
+        if (value(i) > 0)
+          up[side] += value(i);
+        else
+          down[side] += value(i);
       }
       if (std::max(up[0], up[1]) > 128 || std::min(down[0], down[1]) < -128) continue;
       Entry parted[8];
@@ -87,7 +91,7 @@ struct SparsePacker {
       Entry e[8];
       gather(row0 + i, limit, ref, e);
       if (classes) arrange(e);
-      for (int j = 0; j < 4; ++j) {   // bytes (0, 1) of both steps are quad 0, bytes (2, 3) quad 1
+      for (int j = 0; j < 4; ++j) {  // bytes (0, 1) of both steps are quad 0, bytes (2, 3) quad 1
         const Entry& a = e[j / 2 * 4 + j % 2];
         const Entry& b = e[j / 2 * 4 + 2 + j % 2];
         to[4 * i + j] = static_cast<uint8_t>(a.value);
@@ -100,8 +104,8 @@ struct SparsePacker {
 
 }  // namespace
 
-PackedWeight pack_sparse24(const int8_t* values, const uint8_t* indices, const WeightShape& shape,
-                           const Layout& layout, const CacheSizes& caches) {
+PackedWeight pack_sparse24(const int8_t* values, const uint8_t* indices, const WeightShape& shape, const Layout& layout,
+                           const CacheSizes& caches) {
   PackedWeight packed;
   packed.kind = WeightKind::sparse24;
   packed.layout = layout;

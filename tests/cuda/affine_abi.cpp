@@ -15,8 +15,8 @@ struct Scheme {
 };
 
 static Problem problem_of(const Scheme& s) {
-  return {{s.outer, s.channels, s.inner}, s.scale, s.zero_point, ZeroPointKind(s.zero_point_kind), s.quant_min,
-          s.quant_max};
+  return {{s.outer, s.channels, s.inner},   s.scale,     s.zero_point,
+          ZeroPointKind(s.zero_point_kind), s.quant_min, s.quant_max};
 }
 
 int64_t slots(const Scheme* s) { return cuda::Cut(problem_of(*s).layout).slots; }
