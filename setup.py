@@ -1,7 +1,7 @@
 """Builds sparseq._C from csrc/: one shared object with every op, on torch's stable ABI.
 
-Environment: SPARSEQ_CUDA=auto|0|1 (auto: a CUDA torch and nvcc are both there), TORCH_CUDA_ARCH_LIST,
-MAX_JOBS. A GPU is never needed to build or to import.
+Environment: SPARSEQ_CUDA=auto|0|1 (auto: a CUDA torch and nvcc are both there),
+TORCH_CUDA_ARCH_LIST, MAX_JOBS. A GPU is never needed to build or to import.
 """
 
 import os
@@ -17,7 +17,7 @@ ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 
 def cuda_home() -> str | None:
-    """The toolkit's folder, asked from nvcc itself: the nvcc on PATH may be a link or a wrapper script."""
+    """The toolkit's folder, asked from nvcc itself: that on PATH may be a link or a wrapper."""
     nvcc = shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '')}/bin:{os.environ['PATH']}")
     if nvcc is None:
         return None
@@ -41,7 +41,8 @@ if wanted not in ("auto", "0", "1"):
 possible = home is not None and torch.version.cuda is not None
 if wanted == "1" and not possible:
     raise SystemExit(
-        f"SPARSEQ_CUDA=1 needs nvcc (found: {home}) and a CUDA torch (its CUDA: {torch.version.cuda})"
+        f"SPARSEQ_CUDA=1 needs nvcc (found: {home}) "
+        f"and a CUDA torch (its CUDA: {torch.version.cuda})"
     )
 with_cuda = wanted == "1" or (wanted == "auto" and possible)
 

@@ -1,7 +1,8 @@
 """Every op against its peers, in one run: `make bench`.
 
-Each row is checked against `sparseq.reference` first. Peers are timed inside pytest-benchmark's setup of
-each round, so that ours and theirs alternate; medians are compared. Results go to benchmarks/results.
+Each row is checked against `sparseq.reference` first. Peers are timed inside pytest-benchmark's
+setup of each round, so that ours and theirs alternate; medians are compared. Results go to
+benchmarks/results.
 """
 
 from __future__ import annotations

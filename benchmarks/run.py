@@ -24,7 +24,7 @@ def table(results: list[dict]) -> str:
         ours = result["stats"]["median"]
         info = result["extra_info"]
         rate = f"{info['moved'] / ours / 1e9:.1f}" if info["moved"] else ""
-        name = result["params"] and result["name"].removeprefix("test_row[").removesuffix("]")
+        name = result["name"].removeprefix("test_row[").removesuffix("]")
         peers = info["peers"] or {"": None}
         for number, (peer, theirs) in enumerate(peers.items()):
             first = number == 0
@@ -55,7 +55,8 @@ def main() -> None:
     with atomic_path(HERE / "results" / f"{name}.json") as path:
         path.write_text(json.dumps({"environment": stamp, "results": kept}, indent=1) + "\n")
     about = "\n".join(f"- {key}: {value}" for key, value in stamp.items())
-    text = f"# {name}\n\nMedians, ours and peers alternating; `make bench`.\n\n{table(results)}\n\n{about}\n"
+    intro = "Medians, ours and peers alternating; `make bench`."
+    text = f"# {name}\n\n{intro}\n\n{table(results)}\n\n{about}\n"
     with atomic_path(HERE / "results" / f"{name}.md") as path:
         path.write_text(text)
     print(text)

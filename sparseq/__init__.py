@@ -1,11 +1,13 @@
-"""sparseq makes a PyTorch model smaller and faster: INT8, INT4, 2:4 sparsity, pruning, distillation.
+"""Makes a PyTorch model smaller and faster: INT8, INT4, 2:4 sparsity, pruning, distillation.
 
-plan = Plan({"*": Layer(weight=Quant(axis=0), input=Quant(symmetric=False))})
-prepare(model, plan)                    # in place; weights still float
-calibrate(model, batches)               # post-training quantisation is done here
-...                                     # or train on in your own loop: QAT
-fast = convert(model)                   # integer kernels
-export.onnx(model, example, "m.onnx")
+In short::
+
+    plan = Plan({"*": Layer(weight=Quant(axis=0), input=Quant(symmetric=False))})
+    prepare(model, plan)                    # in place; weights still float
+    calibrate(model, batches)               # post-training quantisation is done here
+    ...                                     # or train on in your own loop: QAT
+    fast = convert(model)                   # integer kernels
+    export.onnx(model, example, "m.onnx")
 """
 
 from sparseq import bench, distill, export, nn, ops, quant, sparse

@@ -14,13 +14,18 @@ from sparseq.packed import PackedWeight
 from sparseq.quant import range_to_grid
 from sparseq.spec import Quant
 
+# The ops themselves: for a layer of some microseconds the wrappers' checks would take longer.
+_quantize = torch.ops.sparseq.quantize.default
+_int8_linear = torch.ops.sparseq.int8_linear.default
+_int8_conv2d = torch.ops.sparseq.int8_conv2d.default
+
 DEFAULT_WEIGHT = Quant(axis=0)
 DEFAULT_INPUT = Quant(symmetric=False)
 
 
 @dataclass(frozen=True)
 class InputGrid:
-    """How a layer's input is quantised: the scheme, and its grid, or None for each batch's own range."""
+    """How a layer's input is quantised: scheme and grid, or None for each batch's own range."""
 
     spec: Quant
     scale: Tensor | None = None
@@ -40,6 +45,7 @@ class SparseQuantLayer(nn.Module):
         bias: float32 `[N]`, or None.
         input_scale: float32 `[1]`, or None.
         input_zero_point: int32 `[1]`, or None.
+        integer: whether the integer kernel runs.
         tiles: the weight as this machine's kernels read it; made on load, never saved.
     """
 
@@ -57,6 +63,7 @@ class SparseQuantLayer(nn.Module):
         super().__init__()
         self.weight_spec = weight.spec
         self.input_spec = None if grid is None else grid.spec
+        self._limits = None if grid is None else (grid.spec.quant_min, grid.spec.quant_max)
         self.arguments = self.arguments_of(like)
         for name in ("weight_values", "weight_scale", "weight_zero_point"):
             self.register_buffer(name, None)
@@ -125,6 +132,7 @@ class SparseQuantLayer(nn.Module):
         """Take another stored weight of the same shape and scheme."""
         self.weight_values, self.weight_scale = weight.values, weight.scale
         self.weight_zero_point = weight.zero_point
+        self.integer = self.input_spec is not None and weight.scale.dim() == 1
         self._retile()
 
     def _retile(self) -> None:
@@ -147,11 +155,6 @@ class SparseQuantLayer(nn.Module):
         kind = "dense" if self.tiles is None else ops.tile_kind(self.tiles)
         return "int8" if kind == "dense" else f"int8 {kind}"
 
-    @property
-    def integer(self) -> bool:
-        """Whether the integer kernel runs."""
-        return self.input_spec is not None and self.weight_scale.dim() == 1
-
     def packed(self) -> PackedWeight:
         """The stored weight."""
         return PackedWeight(
@@ -160,17 +163,13 @@ class SparseQuantLayer(nn.Module):
 
     def quantize_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """X as integers, with scale and zero point, each of one element."""
-        spec = self.input_spec
-        assert spec is not None
-        if self.input_scale is not None and self.input_zero_point is not None:
-            scale, zero_point = self.input_scale, self.input_zero_point
-        else:
+        assert self.input_spec is not None and self._limits is not None
+        scale, zero_point = self.input_scale, self.input_zero_point
+        if scale is None or zero_point is None:
             low, high = ops.minmax(x)
-            scale, zero_point = range_to_grid(low, high, spec)
-        # the grid was checked when it was made: the op itself, without the wrapper's looks at values
-        limits = spec.quant_min, spec.quant_max
-        q = torch.ops.sparseq.quantize(x, scale, zero_point, *limits, None, None)
-        return q, scale, zero_point
+            scale, zero_point = range_to_grid(low, high, self.input_spec)
+        # the grid was checked when made: the op itself, without the wrapper's looks at values
+        return _quantize(x, scale, zero_point, *self._limits, None, None), scale, zero_point
 
     def forward(self, x: Tensor) -> Tensor:
         """As the float layer; the result has x's dtype."""
@@ -182,7 +181,7 @@ class SparseQuantLayer(nn.Module):
                 q, scale, zero_point = self.quantize_input(x)
                 x = ops.dequantize(q, scale, zero_point, dtype=x.dtype)
             y = self.float_kernel(x.float(), self.packed().dequantize())
-        return y.to(x.dtype)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def integer_kernel(self, q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """The integer op on a quantised input."""
@@ -209,7 +208,7 @@ class SparseQuantLinear(SparseQuantLayer):
 
     def integer_kernel(self, q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """`sparseq.ops.int8_linear`."""
-        return ops.int8_linear(
+        return _int8_linear(
             q, self.weight_values, scale, zero_point, self.weight_zero_point, self.bias, self.tiles
         )
 
@@ -254,7 +253,7 @@ class SparseQuantConv2d(SparseQuantLayer):
 
     def integer_kernel(self, q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """`sparseq.ops.int8_conv2d`."""
-        return ops.int8_conv2d(
+        return _int8_conv2d(
             q,
             self.weight_values,
             scale,

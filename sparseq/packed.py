@@ -1,4 +1,7 @@
-"""A quantised weight as it is stored: integers, scales, zero points. A plain object, no tensor subclass."""
+"""A quantised weight as it is stored: integers, scales, zero points.
+
+A plain object, no tensor subclass.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ class PackedWeight:
         )
 
     def scaled(self, factor: Tensor) -> PackedWeight:
-        """Each output channel times a factor of any sign: only scales change, integers at most mirror.
+        """Each output channel times a factor: only scales change, integers at most mirror.
 
         A negative factor mirrors the integers in their range, which is exact; a zero factor leaves
         the channel's integers at its zero point.

@@ -1,6 +1,7 @@
 """Every op in plain torch: its definition, and the oracle its kernels are tested against.
 
-Slow and plain on purpose. Shapes and dtypes are as documented in `sparseq.ops`; nothing is checked here.
+Slow and plain on purpose. Shapes and dtypes are as documented in `sparseq.ops`; nothing is checked
+here.
 """
 
 from __future__ import annotations
@@ -164,8 +165,9 @@ def scale_shape(
 ) -> tuple[int, ...]:
     """The shape of scale and zero point for an x of `shape`: `()`, `(C,)` or one per group.
 
-    Groups are neighbours in row-major order: with axis 0 they cut each channel's elements, flattened
-    (`(C, numel / C / group_size)`); with the last axis, or None, they cut the last dimension.
+    Groups are neighbours in row-major order: with axis 0 they cut each channel's elements,
+    flattened (`(C, numel / C / group_size)`); with the last axis, or None, they cut the last
+    dimension.
     """
     if group_size is None:
         return () if axis is None else (shape[axis],)
@@ -204,7 +206,7 @@ def _affine_out(acc: Tensor, scale: Tensor, bias: Tensor | None, channel_dim: in
 
 
 def _centred(q: Tensor, zero: Tensor | None) -> Tensor:
-    """Integers relative to their zero point, exact in float64; zero has one value, or one per row."""
+    """Integers relative to their zero point, exact in float64; zero has one value or one a row."""
     if zero is None:
         return q.double()
     return q.double() - zero.double().reshape(
@@ -239,7 +241,7 @@ def int8_conv2d(
     groups: int,
     tiles: Tensor | None = None,
 ) -> Tensor:
-    """As `int8_linear` for every window of x; padding stands for the zero point, so adds nothing."""
+    """As `int8_linear` for every window of x; padding is the zero point, so adds nothing."""
     acc = torch.nn.functional.conv2d(
         _centred(x, x_zero), _centred(weight, weight_zero), None, stride, padding, dilation, groups
     )

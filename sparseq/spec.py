@@ -1,4 +1,4 @@
-"""What to do with which layer: small frozen dataclasses, checked on construction, with a JSON round trip."""
+"""What to do with which layer: frozen dataclasses, checked on construction, to JSON and back."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ def _whole(value: object, low: int, high: int | None = None) -> bool:
 
 @dataclass(frozen=True)
 class Quant:
-    """An affine quantisation scheme: `q = clamp(rne(x / scale) + zero_point, quant_min, quant_max)`.
+    """An affine scheme: `q = clamp(rne(x / scale) + zero_point, quant_min, quant_max)`.
 
     Args:
         bits: 2 to 8.
         signed: integers in [-2^(bits-1), 2^(bits-1) - 1], else in [0, 2^bits - 1].
-        symmetric: zero_point = 0; signed ranges are then narrow, [-(2^(bits-1) - 1), 2^(bits-1) - 1].
+        symmetric: zero_point = 0; signed ranges are then narrow,
+            [-(2^(bits-1) - 1), 2^(bits-1) - 1].
         axis: one scale per index of this axis (0: per output channel of a weight), or None for one.
         group_size: one scale per this many neighbours of each channel's elements, or None; sets
             axis to 0 where it is None.

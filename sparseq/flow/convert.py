@@ -32,7 +32,8 @@ def set_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
 def _bake(layer: nn.Module) -> None:
     """Make a parametrised layer plain, on its weight as computed.
 
-    torch's remove_parametrizations would alter the class, which a deep copy shares with its original.
+    torch's remove_parametrizations would alter the class, which a deep copy shares with its
+    original.
     """
     kind = parametrize.type_before_parametrizations(layer)
     parametrized: nn.ModuleDict = layer.parametrizations  # type: ignore[assignment]
@@ -95,9 +96,9 @@ def _fold(layer: nn.Module, factor: Tensor, shift: Tensor) -> None:
 def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     """Swap a prepared model's layers for integer ones; masks are baked in, batch norms folded.
 
-    A batch norm that directly follows a layer becomes part of its scales and bias: the integers stay
-    as trained, so zeros stay zeros and no rounding is added. What cannot run on integers computes in
-    float on the same fake-quantised weight; `explain` says which and why.
+    A batch norm that directly follows a layer becomes part of its scales and bias: the integers
+    stay as trained, so zeros stay zeros and no rounding is added. What cannot run on integers
+    computes in float on the same fake-quantised weight; `explain` says which and why.
 
     Args:
         model: prepared, and calibrated or trained; not changed.

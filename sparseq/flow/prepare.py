@@ -166,8 +166,8 @@ def _call(model: nn.Module, batch: Any) -> None:
         model(batch[0])
     else:
         raise TypeError(
-            "calibrate: a batch must be a tensor, a (tensor, ...) tuple or a dict of arguments, got "
-            f"{type(batch).__name__}"
+            "calibrate: a batch must be a tensor, a (tensor, ...) tuple or a dict of arguments, "
+            f"got {type(batch).__name__}"
         )
 
 
@@ -175,11 +175,13 @@ def _call(model: nn.Module, batch: Any) -> None:
 def calibrate(model: Model, batches: Iterable[Any]) -> Model:
     """Show a prepared model data so that its inputs' ranges are known: post-training quantisation.
 
-    The model runs in eval mode with masks on and fake-quantisation off. Earlier ranges are forgotten.
+    The model runs in eval mode with masks on and fake-quantisation off. Earlier ranges are
+    forgotten.
 
     Args:
         model: prepared.
-        batches: input tensors, (input, ...) tuples of which the first goes in, or dicts of arguments.
+        batches: input tensors, (input, ...) tuples of which the first goes in, or dicts of
+            arguments.
 
     Returns:
         The model, in the mode it was in.

@@ -51,7 +51,8 @@ def _decode(name: str, entry: dict[str, Any], parts: dict[str, Tensor], like: Te
     dtype = str(like.dtype).removeprefix("torch.")
     if entry.get("dtype") != dtype or entry.get("shape") != list(like.shape):
         raise ValueError(
-            f"{name} must be {dtype} {list(like.shape)}, got {entry.get('dtype')} {entry.get('shape')}"
+            f"{name} must be {dtype} {list(like.shape)}, "
+            f"got {entry.get('dtype')} {entry.get('shape')}"
         )
     encoding, count = entry.get("encoding"), like.numel()
     if encoding == "sparse":

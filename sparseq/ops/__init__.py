@@ -29,7 +29,7 @@ __all__ = [
 
 
 def kernels() -> dict[str, list[str]]:
-    """Every op of sparseq and the devices this build has a kernel for: `{"minmax": ["CPU", "CUDA"]}`."""
+    """Every op and the devices this build has a kernel for: `{"minmax": ["CPU", "CUDA"]}`."""
     return {
         name.removeprefix("sparseq::"): [
             key

@@ -4,8 +4,9 @@ One scheme covers them all, per tensor (axis None), per channel (axis) or per gr
 
     q = clamp(rne(x / scale) + zero_point, quant_min, quant_max)        y = (q - zero_point) * scale
 
-with true division and rounding half to even, as ONNX QuantizeLinear. NaN gives zero_point, infinities
-saturate. `sparseq.reference` defines every op in plain torch; the kernels equal it bit for bit.
+with true division and rounding half to even, as ONNX QuantizeLinear. NaN gives zero_point,
+infinities saturate. `sparseq.reference` defines every op in plain torch; the kernels equal it bit
+for bit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def quantize(
 
     Args:
         x: float32, float16 or bfloat16, any shape and strides; computed in float32.
-        scale: float32, positive and finite: one element (axis None), `[C]` (axis), or one per group.
+        scale: float32, positive and finite: one element (axis None), `[C]` (axis), or one per
+            group.
         zero_point: int32, as scale in shape, inside the range; or None for 0.
         quant_min: least integer, in [-128, 127] or [0, 255].
         quant_max: greatest integer, greater than quant_min.
@@ -217,8 +219,8 @@ def unpack_int4(packed: Tensor, columns: int, signed: bool = True) -> Tensor:
     check_int4("unpack_int4", "packed", packed, (torch.uint8,))
     if columns < 0 or packed.shape[-1] != (columns + 1) // 2:
         raise ValueError(
-            f"unpack_int4: packed must have {(columns + 1) // 2} bytes a row for {columns} columns, "
-            f"got shape {tuple(packed.shape)}"
+            f"unpack_int4: packed must have {(columns + 1) // 2} bytes a row for {columns} "
+            f"columns, got shape {tuple(packed.shape)}"
         )
     return _ops.unpack_int4(packed, columns, signed)
 

@@ -1,8 +1,8 @@
 """Arguments of the ops, checked in Python so that errors are ValueError and TypeError.
 
 Values are looked at only where that is free of surprises: eager tensors on the CPU. Under
-torch.compile and torch.export, and on a GPU (where a look is a synchronisation), shapes and dtypes are
-checked and values are not.
+torch.compile and torch.export, and on a GPU (where a look is a synchronisation), shapes and dtypes
+are checked and values are not.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _check_values(
 
 
 def _check_zero(op: str, first: int, last: int, quant_min: int, quant_max: int) -> None:
-    """ValueError unless the zero points, from first to last, lie in the range; None stands for 0."""
+    """ValueError unless the zero points, from first to last, lie in range; None stands for 0."""
     if first < quant_min or last > quant_max:
         bad = first if first < quant_min else last
         raise ValueError(f"{op}: zero_point must lie in [{quant_min}, {quant_max}], got {bad}")

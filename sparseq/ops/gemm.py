@@ -152,8 +152,8 @@ def int8_conv2d(
     )
     if not shapes_fit:
         raise ValueError(
-            "int8_conv2d: x must be [N, C, H, W] and weight [O, C / groups, kH, kW] with O a multiple "
-            f"of groups = {groups}, got {tuple(x.shape)} and {tuple(weight.shape)}"
+            "int8_conv2d: x must be [N, C, H, W] and weight [O, C / groups, kH, kW] with O a "
+            f"multiple of groups = {groups}, got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
     _check_weight("int8_conv2d", weight, scale, x_zero, weight_zero, bias)
     _check_windows(x, weight, stride=stride, padding=padding, dilation=dilation)
@@ -198,8 +198,8 @@ def int8_tiles(weight: Tensor, groups: int = 1) -> Tensor:
         raise TypeError(f"int8_tiles: weight must be int8, got {got}")
     if weight.dim() not in (2, 4) or weight.numel() == 0 or groups < 1 or weight.shape[0] % groups:
         raise ValueError(
-            "int8_tiles: weight must be [N, K] or [O, I, kH, kW], not empty, with rows a multiple of "
-            f"groups = {groups}, got {tuple(weight.shape)}"
+            "int8_tiles: weight must be [N, K] or [O, I, kH, kW], not empty, with rows a multiple "
+            f"of groups = {groups}, got {tuple(weight.shape)}"
         )
     return _ops.int8_tiles(weight, groups)
 

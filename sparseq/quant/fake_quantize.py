@@ -16,10 +16,11 @@ from sparseq.spec import Quant
 class FakeQuantize(nn.Module):
     """Tensor to Tensor: `fake_quantize(x)` on a grid that is observed, followed or learned.
 
-    A weight's grid follows the weight: its range is taken anew in each forward pass. An input's grid
-    comes from its observer, which looks while `calibrate` runs and while training. `freeze()` stops
-    both. With `spec.learned` the grid is a parameter (LSQ; LSQ+ where not symmetric), set once from
-    what is seen first, and `grad_factor = 1 / sqrt(numel / scales * quant_max)` as in the papers.
+    A weight's grid follows the weight: its range is taken anew in each forward pass. An input's
+    grid comes from its observer, which looks while `calibrate` runs and while training. `freeze()`
+    stops both. With `spec.learned` the grid is a parameter (LSQ; LSQ+ where not symmetric), set
+    once from what is seen first, and `grad_factor = 1 / sqrt(numel / scales * quant_max)` as in the
+    papers.
 
     Args:
         spec: the scheme.

@@ -12,7 +12,7 @@ MOMENTUM = 0.1
 
 
 class Observer(nn.Module):
-    """Running range of what it is shown: `minmax` keeps the extremes, `moving_average` follows them.
+    """Running range of what it sees: `minmax` keeps the extremes, `moving_average` follows them.
 
     Moving average: `range += 0.1 * (batch's range - range)`, from the first batch's range on
     (Jacob et al. 2018, section 3.1).

@@ -22,12 +22,13 @@ __all__ = ["Results", "table", "write"]
 _COLUMNS = (
     "variant",
     "accuracy %",
-    "drop (points)",
+    "drop",
     "ms/image",
     "speed-up",
     "MB",
     "sparsity %",
-    "parameters",
+    "params",
+    "threads",
 )
 
 
@@ -116,6 +117,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.size_mb:.3f}",
         f"{row.sparsity:.1f}",
         f"{row.parameters:,}",
+        str(row.threads),
     )
 
 
@@ -154,7 +156,9 @@ def _markdown(results: Results) -> str:
         "Q: INT8 weights and activations, trained with the rounding. P: "
         f"{100 * results.settings.sparsity:g} % of the weights removed by magnitude, step by "
         "step. D: a student network distilled from the baseline. Chains run in the order D, P, "
-        "Q. Accuracy is that of the converted model. Time is the median of batches of one image, "
+        "Q. Accuracy is that of the converted model, drop in points below the baseline. Time is "
+        "the median of batches of one image, "
+        "at one thread or all of them, whichever is faster for the variant (column threads), "
         "all variants taking turns, batch norms folded in every one of them, the baseline too. "
         "Zeros that P scatters make the file smaller; no kernel skips them.",
         "",

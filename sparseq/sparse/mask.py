@@ -62,7 +62,8 @@ def nm_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
     """
     if weight.dim() < 2 or weight.shape[1] % m:
         raise ValueError(
-            f"nm_mask: m must divide weight's dimension 1, got m = {m} and shape {tuple(weight.shape)}"
+            f"nm_mask: m must divide weight's dimension 1, got m = {m} "
+            f"and shape {tuple(weight.shape)}"
         )
     groups = weight.movedim(1, -1).unflatten(-1, (-1, m)).abs()
     order = groups.sort(dim=-1, descending=True, stable=True).indices

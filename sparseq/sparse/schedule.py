@@ -33,7 +33,8 @@ def update_masks(
 
     Args:
         pairs: masks with their weights; those of one Unstructured global spec are ranked together.
-        fraction: how far each Unstructured mask is on its way from floor to its sparsity, in [0, 1].
+        fraction: how far each Unstructured mask is on its way from floor to its sparsity, in
+            [0, 1].
         floor: the sparsity at fraction 0.
     """
     ranked: dict[object, list[tuple[Mask, Tensor]]] = {}
@@ -57,8 +58,8 @@ class PruningSchedule:
     """Raises a prepared model's unstructured sparsity to its plan's target in equal calls.
 
     At step t of T the sparsity is `start + (target - start) * f(t / T)`: cubic
-    `f(u) = 1 - (1 - u)^3` (Zhu and Gupta 2017, eq. 1), linear `f(u) = u`, or one_shot `f = 1`. Train
-    between the steps. A finished schedule's step changes nothing.
+    `f(u) = 1 - (1 - u)^3` (Zhu and Gupta 2017, eq. 1), linear `f(u) = u`, or one_shot `f = 1`.
+    Train between the steps. A finished schedule's step changes nothing.
 
     Args:
         model: prepared with Unstructured sparsity; its masks are reset to `start`.
@@ -82,7 +83,8 @@ class PruningSchedule:
         self._pairs = [p for p in masks_of(model) if isinstance(p[0].spec, Unstructured)]
         if not self._pairs:
             raise ValueError(
-                "PruningSchedule: model must be prepared with Unstructured sparsity, got no such mask"
+                "PruningSchedule: model must be prepared with Unstructured sparsity, "
+                "got no such mask"
             )
         self.steps, self.curve, self.start, self.taken = steps, curve, start, 0
         for mask, _ in self._pairs:

@@ -22,6 +22,7 @@ def row(name, accuracy, milliseconds, megabytes=1.0):
         size_mb=megabytes,
         sparsity=80.0,
         parameters=123_456,
+        threads=2,
     )
 
 
