@@ -40,7 +40,7 @@ inline Arranged arrange(const char* op, const Tensor& input, std::optional<int64
                     " elements to group, got ", length, " (shape ", shape_of(input), ")");
     return {torch::stable::contiguous(input), {1, numel / group, group}};
   }
-  Tensor dense = laid_out_as(input, empty_like(input, input.scalar_type()));
+  const Tensor dense = is_dense(input) ? input : laid_out_as(input, empty_like(input, input.scalar_type()));
   if (!axis) return {dense, {1, 1, input.numel()}};
   const int64_t dim = input.dim();
   const int64_t a = *axis < 0 ? *axis + dim : *axis;

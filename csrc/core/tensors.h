@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace sparseq {
@@ -66,6 +67,20 @@ inline Tensor laid_out_as(const Tensor& x, const Tensor& like) {
   Tensor copy = empty_like(like, x.scalar_type());
   torch::stable::copy_(copy, x);
   return copy;
+}
+
+// Whether x fills its memory without gaps or overlaps, in any order of its dimensions.
+inline bool is_dense(const Tensor& x) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t d = 0; d < x.dim(); ++d)
+    if (x.size(d) != 1) dims.emplace_back(x.stride(d), x.size(d));
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
 }
 
 inline std::string shape_of(const Tensor& x) {

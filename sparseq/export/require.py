@@ -10,12 +10,12 @@ def require(name: str) -> Any:
     """Import onnx, onnxscript, onnxruntime or a part of them.
 
     Raises:
-        ImportError: it is not installed; says how to install it.
+        ModuleNotFoundError: it is not installed; says how to install it.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         package = name.partition(".")[0]
-        raise ImportError(
+        raise ModuleNotFoundError(
             f"sparseq.export needs the package {package}: pip install 'sparseq[export]'"
         ) from error

@@ -1,11 +1,12 @@
 // Every ISA's kernels against an int64 reference, bit for bit. VNNI runs through SIMDe.
+#include "../../csrc/gemm/gemm.h"
+
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <random>
 #include <vector>
 
-#include "../../csrc/gemm/gemm.h"
 #include "../../csrc/sparse24/format.h"
 using namespace sparseq;
 
@@ -21,7 +22,8 @@ static void expect(bool ok, const char* what, const char* isa, std::vector<int64
   std::printf("\n");
 }
 static const std::vector<const Kernels*>& all() {
-  static const std::vector<const Kernels*> k = {&kernels_scalar(), &kernels_avx2(), &kernels_avx_vnni(), &kernels_avx512_vnni()};
+  static const std::vector<const Kernels*> k = {&kernels_scalar(), &kernels_avx2(), &kernels_avx_vnni(),
+                                                &kernels_avx512_vnni()};
   return k;
 }
 static int8_t weight_value(int fill) {
@@ -30,16 +32,24 @@ static int8_t weight_value(int fill) {
     case 1: return uniform(0, 1) ? 127 : -128;
     case 2: return 127;
     case 3: return -128;
-    case 4: return static_cast<int8_t>(std::lrint(std::fmax(-127., std::fmin(127., std::normal_distribution<>(0, 28)(rng)))));
+    case 4:
+      return static_cast<int8_t>(std::lrint(std::fmax(-127., std::fmin(127., std::normal_distribution<>(0, 28)(rng)))));
     case 5: return static_cast<int8_t>(uniform(-3, 3));
     case 6: return uniform(0, 1) ? 64 : -64;
     default: return static_cast<int8_t>(uniform(60, 68) * (uniform(0, 1) ? 1 : -1));
   }
 }
 static uint8_t act_value(int fill) {
-  switch (fill % 3) { case 0: return static_cast<uint8_t>(uniform(0, 255)); case 1: return 255; default: return uniform(0, 1) ? 255 : 0; }
+  switch (fill % 3) {
+    case 0: return static_cast<uint8_t>(uniform(0, 255));
+    case 1: return 255;
+    default: return uniform(0, 1) ? 255 : 0;
+  }
 }
-struct Weights { std::vector<int8_t> dense, values; std::vector<uint8_t> indices; };
+struct Weights {
+  std::vector<int8_t> dense, values;
+  std::vector<uint8_t> indices;
+};
 static Weights make(const WeightShape& s, int fill, bool sparse) {
   Weights w;
   const int64_t rows = s.groups * s.out_channels * s.taps;
@@ -54,14 +64,19 @@ static Weights make(const WeightShape& s, int fill, bool sparse) {
       }
     w.values.resize(static_cast<std::size_t>(rows * values_24(s.in_channels)));
     w.indices.resize(static_cast<std::size_t>(rows * index_bytes_24(s.in_channels)));
-    expect(pack_24(w.dense.data(), rows, s.in_channels, w.values.data(), w.indices.data()) == Format24::ok, "pack_24", "", {rows, s.in_channels});
+    expect(pack_24(w.dense.data(), rows, s.in_channels, w.values.data(), w.indices.data()) == Format24::ok, "pack_24",
+           "", {rows, s.in_channels});
     std::vector<int8_t> back(w.dense.size(), 1);
-    expect(unpack_24(w.values.data(), static_cast<int64_t>(w.values.size()), w.indices.data(), static_cast<int64_t>(w.indices.size()), rows, s.in_channels, back.data()) == Format24::ok && back == w.dense, "unpack_24", "", {rows, s.in_channels});
+    expect(unpack_24(w.values.data(), static_cast<int64_t>(w.values.size()), w.indices.data(),
+                     static_cast<int64_t>(w.indices.size()), rows, s.in_channels, back.data()) == Format24::ok &&
+               back == w.dense,
+           "unpack_24", "", {rows, s.in_channels});
   }
   return w;
 }
 static PackedWeight pack(const Weights& w, const WeightShape& s, bool sparse, const Layout& l, CacheSizes caches) {
-  return sparse ? pack_sparse24(w.values.data(), w.indices.data(), s, l, caches) : pack_dense(w.dense.data(), s, l, caches);
+  return sparse ? pack_sparse24(w.values.data(), w.indices.data(), s, l, caches)
+                : pack_dense(w.dense.data(), s, l, caches);
 }
 static float ref_epilogue(const Epilogue& e, int64_t acc, int64_t m, int64_t n, float res) {
   volatile float y = static_cast<float>(static_cast<int32_t>(acc)) * e.multiplier[n];
@@ -72,11 +87,20 @@ static float ref_epilogue(const Epilogue& e, int64_t acc, int64_t m, int64_t n, 
     case Activation::none: break;
     case Activation::relu: y = y < 0 ? 0.f : y; break;
     case Activation::relu6: y = y < 0 ? 0.f : y > 6 ? 6.f : y; break;
-    case Activation::hardswish: { volatile float t = y + 3.f; t = t < 0 ? 0.f : t > 6 ? 6.f : t; y = y * t; y = y / 6.f; }
+    case Activation::hardswish: {
+      volatile float t = y + 3.f;
+      t = t < 0 ? 0.f : t > 6 ? 6.f : t;
+      y = y * t;
+      y = y / 6.f;
+    }
   }
   return y;
 }
-static uint16_t bf16(float f) { uint32_t u; std::memcpy(&u, &f, 4); return static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16); }
+static uint16_t bf16(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, 4);
+  return static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
 
 // acc is the true sum over (a - zero) * w.
 static void check_outputs(const Kernels& k, const PackedWeight& pw, const Input& in, int64_t M, int64_t N, int zero,
@@ -92,47 +116,71 @@ static void check_outputs(const Kernels& k, const PackedWeight& pw, const Input&
   e.zero = zero;
   if (variant & 1) e.bias = bias.data();
   e.activation = static_cast<Activation>(variant / 2 % 4);
-  if (variant / 8 % 2) { e.row_scale = rscale.data(); e.row_zero = rzero.data(); e.zero = 99; }
+  if (variant / 8 % 2) {
+    e.row_scale = rscale.data();
+    e.row_zero = rzero.data();
+    e.zero = 99;
+  }
   const Element types[] = {Element::f32, Element::bf16, Element::u8, Element::s8};
   e.output_type = types[variant / 16 % 4];
   const Element rtypes[] = {Element::none, Element::f32, Element::bf16, Element::u8, Element::s8};
   e.residual_type = rtypes[variant / 64 % 5];
   const int64_t stride = N + uniform(0, 3);
   const std::size_t cells = static_cast<std::size_t>(M * stride);
-  std::vector<float> rf(cells); std::vector<uint16_t> rb(cells); std::vector<uint8_t> r8(cells);
+  std::vector<float> rf(cells);
+  std::vector<uint16_t> rb(cells);
+  std::vector<uint8_t> r8(cells);
   std::vector<float> res(cells);
-  e.residual_scale = 0.05f; e.residual_zero_point = 7; e.residual_stride = stride;
+  e.residual_scale = 0.05f;
+  e.residual_zero_point = 7;
+  e.residual_stride = stride;
   for (std::size_t i = 0; i < cells; ++i) {
-    rf[i] = static_cast<float>(uniform(-99, 99)) / 7; rb[i] = bf16(rf[i]); r8[i] = static_cast<uint8_t>(uniform(0, 255));
+    rf[i] = static_cast<float>(uniform(-99, 99)) / 7;
+    rb[i] = bf16(rf[i]);
+    r8[i] = static_cast<uint8_t>(uniform(0, 255));
     switch (e.residual_type) {
       case Element::f32: res[i] = rf[i]; break;
-      case Element::bf16: { uint32_t u = uint32_t{rb[i]} << 16; std::memcpy(&res[i], &u, 4); break; }
+      case Element::bf16: {
+        uint32_t u = uint32_t{rb[i]} << 16;
+        std::memcpy(&res[i], &u, 4);
+        break;
+      }
       case Element::u8: res[i] = static_cast<float>(r8[i] - 7) * 0.05f; break;
       case Element::s8: res[i] = static_cast<float>(static_cast<int8_t>(r8[i]) - 7) * 0.05f; break;
       default: break;
     }
   }
-  e.residual = e.residual_type == Element::f32 ? static_cast<void*>(rf.data()) : e.residual_type == Element::bf16 ? static_cast<void*>(rb.data()) : r8.data();
-  e.output_scale = 0.037f; e.output_zero_point = e.output_type == Element::u8 ? 100 : 3;
-  e.output_low = e.output_type == Element::u8 ? 0 : -127; e.output_high = e.output_type == Element::u8 ? 255 : 127;
+  e.residual = e.residual_type == Element::f32    ? static_cast<void*>(rf.data())
+               : e.residual_type == Element::bf16 ? static_cast<void*>(rb.data())
+                                                  : r8.data();
+  e.output_scale = 0.037f;
+  e.output_zero_point = e.output_type == Element::u8 ? 100 : 3;
+  e.output_low = e.output_type == Element::u8 ? 0 : -127;
+  e.output_high = e.output_type == Element::u8 ? 255 : 127;
   const int bytes = e.output_type == Element::f32 ? 4 : e.output_type == Element::bf16 ? 2 : 1;
   std::vector<uint8_t> out(cells * bytes + 8, 0xcd), want(cells * bytes + 8, 0xcd);
-  e.output = out.data(); e.output_stride = stride;
+  e.output = out.data();
+  e.output_stride = stride;
   if (dw) {
     const int64_t cut = uniform(0, static_cast<int>(M));
-    k.depthwise(*dw, in, e, 0, cut); k.depthwise(*dw, in, e, cut, M);
+    k.depthwise(*dw, in, e, 0, cut);
+    k.depthwise(*dw, in, e, cut, M);
   } else {
     const WorkPlan plan = plan_work(pw, M, caches, 2);
     const int64_t cut = uniform(0, static_cast<int>(plan.items));
-    k.run(pw, in, e, plan, 0, cut); k.run(pw, in, e, plan, cut, plan.items);
+    k.run(pw, in, e, plan, 0, cut);
+    k.run(pw, in, e, plan, cut, plan.items);
   }
   for (int64_t m = 0; m < M; ++m)
     for (int64_t n = 0; n < N; ++n) {
       const float y = ref_epilogue(e, truth[m * N + n], m, n, res[m * stride + n]);
       uint8_t* to = want.data() + (m * stride + n) * bytes;
-      if (bytes == 4) std::memcpy(to, &y, 4);
-      else if (bytes == 2) { uint16_t b = bf16(y); std::memcpy(to, &b, 2); }
-      else {
+      if (bytes == 4)
+        std::memcpy(to, &y, 4);
+      else if (bytes == 2) {
+        uint16_t b = bf16(y);
+        std::memcpy(to, &b, 2);
+      } else {
         double q = std::nearbyint(y / e.output_scale) + e.output_zero_point;
         q = std::fmin(std::fmax(q, e.output_low), e.output_high);
         *to = static_cast<uint8_t>(static_cast<int>(q));
@@ -156,12 +204,16 @@ static void linear(int64_t M, int64_t N, int64_t K, int fill, bool sparse, int v
       for (int64_t c = 0; c < K; ++c) sum += (int64_t{a[m * stride + c]} - zero) * w.dense[n * K + c];
       truth[m * N + n] = sum;
     }
-  Input in; in.data = a.data(); in.stride = stride;
-  for (auto* k : all()) check_outputs(*k, pack(w, s, sparse, k->layout, caches), in, M, N, zero, truth, variant, {M, N, K, fill}, caches);
+  Input in;
+  in.data = a.data();
+  in.stride = stride;
+  for (auto* k : all())
+    check_outputs(*k, pack(w, s, sparse, k->layout, caches), in, M, N, zero, truth, variant, {M, N, K, fill}, caches);
 }
 
-static void conv(ConvShape c, int64_t groups, int64_t cin, int64_t cout, int fill, bool sparse, int variant, bool dw, CacheSizes caches) {
-  WeightShape s{groups, cout, c.kernel_height * c.kernel_width, cin};   // per group
+static void conv(ConvShape c, int64_t groups, int64_t cin, int64_t cout, int fill, bool sparse, int variant, bool dw,
+                 CacheSizes caches) {
+  WeightShape s{groups, cout, c.kernel_height * c.kernel_width, cin};  // per group
   const Weights w = make(s, fill, sparse);
   const int64_t C = groups * cin, N = groups * cout, M = c.batch * c.out_height * c.out_width;
   std::vector<uint8_t> a(static_cast<std::size_t>(c.batch * c.height * c.width * C) + kInputSlack);
@@ -171,46 +223,91 @@ static void conv(ConvShape c, int64_t groups, int64_t cin, int64_t cout, int fil
   std::vector<int64_t> truth(static_cast<std::size_t>(M * N));
   for (int64_t m = 0; m < M; ++m)
     for (int64_t n = 0; n < N; ++n) {
-      const int64_t x = m % c.out_width, y = m / c.out_width % c.out_height, b = m / c.out_width / c.out_height, g = n / cout;
+      const int64_t x = m % c.out_width, y = m / c.out_width % c.out_height, b = m / c.out_width / c.out_height,
+                    g = n / cout;
       int64_t sum = 0;
-      for (int64_t i = 0; i < c.kernel_height; ++i) for (int64_t j = 0; j < c.kernel_width; ++j) {
-        const int64_t iy = y * c.stride_height - c.pad_top + i * c.dilation_height, ix = x * c.stride_width - c.pad_left + j * c.dilation_width;
-        if (iy < 0 || iy >= c.height || ix < 0 || ix >= c.width) continue;
-        for (int64_t q = 0; q < cin; ++q)
-          sum += (int64_t{a[((b * c.height + iy) * c.width + ix) * C + g * cin + q]} - zero) * w.dense[(n * s.taps + i * c.kernel_width + j) * cin + q];
-      }
+      for (int64_t i = 0; i < c.kernel_height; ++i)
+        for (int64_t j = 0; j < c.kernel_width; ++j) {
+          const int64_t iy = y * c.stride_height - c.pad_top + i * c.dilation_height,
+                        ix = x * c.stride_width - c.pad_left + j * c.dilation_width;
+          if (iy < 0 || iy >= c.height || ix < 0 || ix >= c.width) continue;
+          for (int64_t q = 0; q < cin; ++q)
+            sum += (int64_t{a[((b * c.height + iy) * c.width + ix) * C + g * cin + q]} - zero) *
+                   w.dense[(n * s.taps + i * c.kernel_width + j) * cin + q];
+        }
       truth[m * N + n] = sum;
     }
-  Input in; in.data = a.data(); in.stride = C; in.conv = &c; in.padding = pad.data();
+  Input in;
+  in.data = a.data();
+  in.stride = C;
+  in.conv = &c;
+  in.padding = pad.data();
   std::vector<int32_t> pairs, sums;
-  Depthwise d; d.shape = c; d.channels = C;
-  if (dw) { pack_depthwise(w.dense.data(), C, s.taps, pairs, sums); d.pairs = pairs.data(); d.weight_sum = sums.data(); }
-  for (auto* k : all()) check_outputs(*k, pack(w, s, sparse, k->layout, caches), in, M, N, zero, truth, variant, {groups, cin, cout, c.kernel_height, c.stride_height, fill}, caches, dw ? &d : nullptr);
+  Depthwise d;
+  d.shape = c;
+  d.channels = C;
+  if (dw) {
+    pack_depthwise(w.dense.data(), C, s.taps, pairs, sums);
+    d.pairs = pairs.data();
+    d.weight_sum = sums.data();
+  }
+  for (auto* k : all())
+    check_outputs(*k, pack(w, s, sparse, k->layout, caches), in, M, N, zero, truth, variant,
+                  {groups, cin, cout, c.kernel_height, c.stride_height, fill}, caches, dw ? &d : nullptr);
 }
 
 static void rows() {
   for (int t = 0; t < 400; ++t) {
     const int64_t M = uniform(1, 5), K = uniform(1, 70), stride = (K + 15) / 16 * 16;
     std::vector<float> x(static_cast<std::size_t>(M * K));
-    for (auto& v : x) { v = static_cast<float>(std::normal_distribution<>(0.3, 2)(rng)); if (uniform(0, 50) == 0) v = uniform(0, 1) ? NAN : 1e30f; if (t % 7 == 0) v = 0; if (t % 5 == 0) v = static_cast<float>(uniform(-9, 9)) * 0.5f * 0.1f; }
-    std::vector<uint8_t> first; std::vector<float> fs; std::vector<int32_t> fz;
+    for (auto& v : x) {
+      v = static_cast<float>(std::normal_distribution<>(0.3, 2)(rng));
+      if (uniform(0, 50) == 0) v = uniform(0, 1) ? NAN : 1e30f;
+      if (t % 7 == 0) v = 0;
+      if (t % 5 == 0) v = static_cast<float>(uniform(-9, 9)) * 0.5f * 0.1f;
+    }
+    std::vector<uint8_t> first;
+    std::vector<float> fs;
+    std::vector<int32_t> fz;
     for (auto* k : all()) {
       std::vector<uint8_t> out(static_cast<std::size_t>(M * stride), 7);
-      std::vector<float> rs(M, 0.1f); std::vector<int32_t> rz(M, 0);
-      RowQuantizer q; q.mode = static_cast<RowMode>(t % 4); q.input = x.data(); q.columns = K; q.input_stride = K;
-      q.scale = 0.1f; q.zero_point = t % 4 == 0 ? 31 : -5; q.low = t % 4 == 0 ? 0 : -128; q.high = t % 4 == 0 ? 255 : 127;
-      q.output = out.data(); q.output_stride = stride; q.row_scale = rs.data(); q.row_zero = rz.data();
+      std::vector<float> rs(M, 0.1f);
+      std::vector<int32_t> rz(M, 0);
+      RowQuantizer q;
+      q.mode = static_cast<RowMode>(t % 4);
+      q.input = x.data();
+      q.columns = K;
+      q.input_stride = K;
+      q.scale = 0.1f;
+      q.zero_point = t % 4 == 0 ? 31 : -5;
+      q.low = t % 4 == 0 ? 0 : -128;
+      q.high = t % 4 == 0 ? 255 : 127;
+      q.output = out.data();
+      q.output_stride = stride;
+      q.row_scale = rs.data();
+      q.row_zero = rz.data();
       k->quantize_rows(q, 0, M);
       bool ok = true;
-      for (int64_t m = 0; m < M; ++m) for (int64_t c = 0; c < K; ++c) {
-        const int shift = (t % 4 == 1 || t % 4 == 2) ? 128 : 0, lo = t % 4 < 2 ? q.low : t % 4 == 2 ? -127 : 0, hi = t % 4 < 2 ? q.high : t % 4 == 2 ? 127 : 255;
-        const int z = rz[m] - shift;
-        const float v = x[m * K + c];
-        double want = std::isnan(v) ? z : std::fmin(std::fmax(std::nearbyint(v / rs[m]) + z, lo), hi);
-        ok = ok && out[m * stride + c] == static_cast<uint8_t>(static_cast<int>(want) + shift);
-      }
+      for (int64_t m = 0; m < M; ++m)
+        for (int64_t c = 0; c < K; ++c) {
+          const int shift = (t % 4 == 1 || t % 4 == 2) ? 128 : 0,
+                    lo = t % 4 < 2    ? q.low
+                         : t % 4 == 2 ? -127
+                                      : 0,
+                    hi = t % 4 < 2    ? q.high
+                         : t % 4 == 2 ? 127
+                                      : 255;
+          const int z = rz[m] - shift;
+          const float v = x[m * K + c];
+          double want = std::isnan(v) ? z : std::fmin(std::fmax(std::nearbyint(v / rs[m]) + z, lo), hi);
+          ok = ok && out[m * stride + c] == static_cast<uint8_t>(static_cast<int>(want) + shift);
+        }
       expect(ok, "quantize_rows", k->name, {t, M, K});
-      if (k == all()[0]) { first = out; fs = rs; fz = rz; }
+      if (k == all()[0]) {
+        first = out;
+        fs = rs;
+        fz = rz;
+      }
       expect(first == out && fs == rs && fz == rz, "quantize_rows ISAs equal", k->name, {t, M, K});
     }
   }
@@ -224,15 +321,21 @@ static void fuzz24() {
     for (auto& b : v) b = static_cast<int8_t>(uniform(-128, 127));
     for (auto& b : x) b = static_cast<uint8_t>(uniform(0, 3) ? 0x44 : uniform(0, 255));
     std::vector<int8_t> out(static_cast<std::size_t>(rows * columns), 9);
-    const auto e = unpack_24(v.data(), static_cast<int64_t>(v.size()), x.data(), static_cast<int64_t>(x.size()), rows, columns, out.data());
+    const auto e = unpack_24(v.data(), static_cast<int64_t>(v.size()), x.data(), static_cast<int64_t>(x.size()), rows,
+                             columns, out.data());
     if (e == Format24::ok) {
-      std::vector<int8_t> v2(v.size()); std::vector<uint8_t> x2(x.size()); std::vector<int8_t> again(out.size());
+      std::vector<int8_t> v2(v.size());
+      std::vector<uint8_t> x2(x.size());
+      std::vector<int8_t> again(out.size());
       expect(pack_24(out.data(), rows, columns, v2.data(), x2.data()) == Format24::ok, "fuzz pack", "", {t});
-      unpack_24(v2.data(), static_cast<int64_t>(v2.size()), x2.data(), static_cast<int64_t>(x2.size()), rows, columns, again.data());
+      unpack_24(v2.data(), static_cast<int64_t>(v2.size()), x2.data(), static_cast<int64_t>(x2.size()), rows, columns,
+                again.data());
       expect(again == out, "fuzz round trip", "", {t});
-    } else for (auto b : out) expect(b == 9, "fuzz untouched", describe(e), {t});
+    } else
+      for (auto b : out) expect(b == 9, "fuzz untouched", describe(e), {t});
   }
-  const float w[8] = {1, -3, 3, 3, NAN, 0, -0.f, 2}; uint8_t m[8];
+  const float w[8] = {1, -3, 3, 3, NAN, 0, -0.f, 2};
+  uint8_t m[8];
   mask_24(w, m, 1, 8);
   const uint8_t want[8] = {0, 1, 1, 0, 0, 1, 0, 1};
   expect(std::memcmp(m, want, 8) == 0, "mask_24", "", {});
@@ -245,17 +348,29 @@ int main() {
     for (int64_t K = 1; K <= 301; K += 2)
       for (int fill = 0; fill < 8; ++fill, ++variant)
         linear(uniform(1, 20), uniform(1, 70), K, fill, sparse, variant % 320, caches[variant / 3 % 2]);
-    for (int64_t N = 1; N <= 70; ++N) linear(N % 20 + 1, N, 64, static_cast<int>(N % 8), sparse, static_cast<int>(N * 37 % 320), caches[0]);
+    for (int64_t N = 1; N <= 70; ++N)
+      linear(N % 20 + 1, N, 64, static_cast<int>(N % 8), sparse, static_cast<int>(N * 37 % 320), caches[0]);
     linear(70, 40, 2500, 0, sparse, 0, caches[0]);
     linear(300, 20, 70, 4, sparse, 0, caches[0]);
     linear(2, 17, 4609, 2, sparse, 0, caches[0]);
     for (int t = 0; t < 60; ++t) {
-      ConvShape c; c.batch = uniform(1, 2); c.height = uniform(3, 9); c.width = uniform(3, 9);
-      c.kernel_height = uniform(1, 3); c.kernel_width = uniform(1, 3); c.stride_height = uniform(1, 2); c.stride_width = uniform(1, 2);
-      c.pad_top = uniform(0, 2); c.pad_left = uniform(0, 2); c.dilation_height = uniform(1, 2); c.dilation_width = uniform(1, 2);
-      const int64_t h = c.height + 2 * c.pad_top - c.dilation_height * (c.kernel_height - 1) - 1, x = c.width + 2 * c.pad_left - c.dilation_width * (c.kernel_width - 1) - 1;
+      ConvShape c;
+      c.batch = uniform(1, 2);
+      c.height = uniform(3, 9);
+      c.width = uniform(3, 9);
+      c.kernel_height = uniform(1, 3);
+      c.kernel_width = uniform(1, 3);
+      c.stride_height = uniform(1, 2);
+      c.stride_width = uniform(1, 2);
+      c.pad_top = uniform(0, 2);
+      c.pad_left = uniform(0, 2);
+      c.dilation_height = uniform(1, 2);
+      c.dilation_width = uniform(1, 2);
+      const int64_t h = c.height + 2 * c.pad_top - c.dilation_height * (c.kernel_height - 1) - 1,
+                    x = c.width + 2 * c.pad_left - c.dilation_width * (c.kernel_width - 1) - 1;
       if (h < 0 || x < 0) continue;
-      c.out_height = h / c.stride_height + 1; c.out_width = x / c.stride_width + 1;
+      c.out_height = h / c.stride_height + 1;
+      c.out_width = x / c.stride_width + 1;
       conv(c, uniform(1, 3), uniform(1, 40), uniform(1, 30), t % 8, sparse, t * 53 % 320, false, caches[t % 2]);
       if (!sparse) conv(c, uniform(1, 90), 1, 1, t % 8, false, t * 53 % 320, true, caches[0]);
     }

@@ -465,3 +465,28 @@ def test_inputs_are_left_alone():
     raw.fake_quantize_learned_backward(x, x, scale, zero_point, -8, 7, 0, None, 1.0)
     for now, then in zip((x, scale, zero_point), before, strict=True):
         testing.assert_equal(now, then)
+
+
+def allocated(call):
+    """Bytes that a call allocates, all of it, also what it frees again."""
+    call()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    return sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_nothing_but_the_output_is_allocated(layout):
+    x = torch.randn(8, 16, 32, 32)
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    grad, scale = torch.ones_like(x), torch.full((16,), 0.02)
+    raw, size = torch.ops.sparseq, x.numel() * 4
+    arguments = (x, scale, None, -127, 127, 1, None)
+    assert allocated(lambda: raw.fake_quantize(*arguments, 1.0)) == size
+    assert allocated(lambda: raw.quantize(*arguments)) == size // 4
+    assert allocated(lambda: raw.fake_quantize_backward(grad, *arguments)) == size
+    # the learned gradients need partial sums, a few bytes for hundreds of elements
+    learned = allocated(lambda: raw.fake_quantize_learned_backward(grad, *arguments, 1.0))
+    assert size < learned < 1.05 * size
