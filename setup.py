@@ -48,7 +48,7 @@ with_cuda = wanted == "1" or (wanted == "auto" and possible)
 
 sources = sorted(str(p) for p in Path("csrc").rglob("*.cpp"))
 macros = [
-    ("TORCH_TARGET_VERSION", "0x020a000000000000"),  # runs on torch 2.10 and later
+    ("TORCH_TARGET_VERSION", "0x020b000000000000"),  # runs on torch 2.11 and later
     ("SPARSEQ_BUILD_TORCH", f'"{torch.__version__}"'),
 ]
 host = [

@@ -30,7 +30,7 @@ Tensor quantize_cpu(const Tensor& x, const Tensor& scale, std::optional<Tensor> 
   check_range("quantize", quant_min, quant_max);
   const DType type = float_dtype("quantize", "x", x.scalar_type());
   const Operands o = operands("quantize", x, scale, zero_point, quant_min, quant_max, axis, group_size);
-  Tensor q = fresh_like(o.arranged.x, quantized_dtype(quant_min));
+  Tensor q = fresh_like(o.arranged.x, quantized_dtype(quant_min), 1);
   const void* from = o.arranged.x.const_data_ptr();
   auto* to = static_cast<uint8_t*>(q.mutable_data_ptr());
   const auto kernel = active().quantize[int(type)];
@@ -47,7 +47,7 @@ Tensor dequantize_cpu(const Tensor& q, const Tensor& scale, std::optional<Tensor
   // the zero point is only rounded here: what clamps is quantize
   const double any = std::numeric_limits<float>::infinity();
   const Operands o = operands("dequantize", q, scale, zero_point, -any, any, axis, group_size);
-  Tensor y = fresh_like(o.arranged.x, dtype);
+  Tensor y = fresh_like(o.arranged.x, dtype, type == DType::float32 ? 4 : 2);
   const void* from = o.arranged.x.const_data_ptr();
   void* to = y.mutable_data_ptr();
   over_elements(q.numel(), [&](int64_t b, int64_t e) {
@@ -64,7 +64,7 @@ Tensor fake_quantize_cpu(const Tensor& x, const Tensor& scale, std::optional<Ten
   check_range("fake_quantize", quant_min, quant_max);
   const DType type = float_dtype("fake_quantize", "x", x.scalar_type());
   const Operands o = operands("fake_quantize", x, scale, zero_point, quant_min, quant_max, axis, group_size);
-  Tensor y = fresh_like(o.arranged.x, x.scalar_type());
+  Tensor y = fresh_like(o.arranged.x, x.scalar_type(), x.element_size());
   const void* from = o.arranged.x.const_data_ptr();
   void* to = y.mutable_data_ptr();
   const auto kernel = active().fake_quantize[int(type)];
@@ -79,7 +79,7 @@ Tensor backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& scale, st
   const DType type = float_dtype(op, "x", x.scalar_type());
   const Operands o = operands(op, x, scale, zero_point, quant_min, quant_max, axis, group_size);
   const Tensor g = matching_grad(op, grad, o.arranged.x);
-  Tensor grad_x = fresh_like(o.arranged.x, x.scalar_type());
+  Tensor grad_x = fresh_like(o.arranged.x, x.scalar_type(), x.element_size());
   const void *from_grad = g.const_data_ptr(), *from = o.arranged.x.const_data_ptr();
   void* to = grad_x.mutable_data_ptr();
   const auto kernel = active().backward[int(type)];
@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> learned_backward_cpu(const Tensor& grad, cons
   const DType type = float_dtype(op, "x", x.scalar_type());
   const Operands o = operands(op, x, scale, zero_point, quant_min, quant_max, axis, group_size);
   const Tensor g = matching_grad(op, grad, o.arranged.x);
-  Tensor grad_x = fresh_like(o.arranged.x, x.scalar_type());
+  Tensor grad_x = fresh_like(o.arranged.x, x.scalar_type(), x.element_size());
   Tensor grad_scale = torch::stable::empty(scale.sizes(), ScalarType::Float);
   Tensor grad_zero = torch::stable::empty(scale.sizes(), ScalarType::Float);
   const Reduction r(o.arranged.layout);

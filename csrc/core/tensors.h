@@ -6,17 +6,14 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <array>
-#include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "recycle.h"
 
 namespace sparseq {
 
@@ -42,23 +39,13 @@ inline Tensor empty_like(const Tensor& x, ScalarType dtype) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Asks for huge pages under a large output that is about to be written for the first time. Fresh memory
-// costs a page fault every 4 KiB otherwise, several times the work of an elementwise kernel.
-inline void prefer_huge_pages([[maybe_unused]] const Tensor& fresh) {
-#if defined(__linux__)
-  constexpr uintptr_t huge = uintptr_t(1) << 21;
-  const auto begin = reinterpret_cast<uintptr_t>(fresh.mutable_data_ptr());
-  const uintptr_t first = (begin + huge - 1) & ~(huge - 1);
-  const uintptr_t last = (begin + uintptr_t(fresh.numel()) * fresh.element_size()) & ~(huge - 1);
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // only advice
-#endif
-}
-
-// An uninitialised output on the CPU, laid out as x.
-inline Tensor fresh_like(const Tensor& x, ScalarType dtype) {
-  Tensor out = empty_like(x, dtype);
-  prefer_huge_pages(out);
-  return out;
+// An uninitialised output on the CPU, laid out as the dense x.
+inline Tensor fresh_like(const Tensor& x, ScalarType dtype, size_t element_size) {
+  const size_t size = size_t(x.numel()) * element_size;
+  if (size < kRecycled) return empty_like(x, dtype);
+  void* block = take_block(size);
+  return torch::stable::from_blob(block, x.sizes(), x.strides(), x.device(), dtype,
+                                  [size](void* data) { give_block(data, size); });
 }
 
 // x, or a copy of it laid out as `like`.

@@ -1,0 +1,78 @@
+#include "recycle.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdlib>
+#include <deque>
+#include <mutex>
+#include <new>
+
+namespace sparseq {
+namespace {
+
+constexpr std::size_t kHugePage = std::size_t(2) << 20;
+
+std::size_t rounded(std::size_t size) { return (size + kHugePage - 1) / kHugePage * kHugePage; }
+
+struct Shelf {
+  struct Block {
+    void* data;
+    std::size_t size;
+  };
+  std::mutex mutex;
+  std::deque<Block> blocks;  // oldest first
+  std::size_t held = 0, most = std::size_t(256) << 20;
+  Shelf() {
+    if (const char* text = std::getenv("SPARSEQ_RECYCLE_MB")) most = std::strtoull(text, nullptr, 10) << 20;
+  }
+};
+
+// Never destroyed: tensors may outlive every static object.
+Shelf& shelf() {
+  static auto* it = new Shelf;
+  return *it;
+}
+
+}  // namespace
+
+void* take_block(std::size_t size) {
+  size = rounded(size);
+  Shelf& s = shelf();
+  {
+    const std::lock_guard lock(s.mutex);
+    for (auto block = s.blocks.rbegin(); block != s.blocks.rend(); ++block) {
+      if (block->size != size) continue;
+      void* data = block->data;
+      s.blocks.erase(std::next(block).base());
+      s.held -= size;
+      return data;
+    }
+  }
+  void* data = std::aligned_alloc(kHugePage, size);
+  if (data == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  madvise(data, size, MADV_HUGEPAGE);  // only advice
+#endif
+  return data;
+}
+
+void give_block(void* block, std::size_t size) noexcept {
+  size = rounded(size);
+  Shelf& s = shelf();
+  const std::lock_guard lock(s.mutex);
+  if (size > s.most) {
+    std::free(block);
+    return;
+  }
+  while (s.held + size > s.most) {
+    s.held -= s.blocks.front().size;
+    std::free(s.blocks.front().data);
+    s.blocks.pop_front();
+  }
+  s.blocks.push_back({block, size});
+  s.held += size;
+}
+
+}  // namespace sparseq
