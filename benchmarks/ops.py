@@ -7,31 +7,18 @@ benchmarks/results.
 
 from __future__ import annotations
 
-import statistics
-import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 import torch
+from harness import Row, run
 
 from sparseq import ops, reference
 from sparseq.sparse import nm_mask
 
 SIZE = 4096
-ROUNDS = 15
 raw = torch.ops.sparseq
-
-
-@dataclass(frozen=True)
-class Row:
-    name: str
-    ours: Callable[[], object]
-    check: Callable[[], bool]
-    peers: dict[str, Callable[[], object]] = field(default_factory=dict)
-    reset: Callable[[], None] = lambda: None
-    moved: int = 0  # bytes read and written at least
 
 
 def _bell(*shape: int) -> torch.Tensor:
@@ -315,19 +302,4 @@ ROWS = rows()
     "row", [row for group in ROWS.values() for row in group], ids=lambda row: row.name
 )
 def test_row(row: Row, benchmark) -> None:  # type: ignore[no-untyped-def]
-    torch.set_num_threads(2)
-    assert row.check(), f"{row.name} differs from its reference"
-    times: dict[str, list[float]] = {name: [] for name in row.peers}
-
-    def peers() -> None:
-        for name, peer in row.peers.items():
-            row.reset()
-            start = time.perf_counter()
-            result = peer()
-            times[name].append(time.perf_counter() - start)
-            del result
-        row.reset()
-
-    benchmark.pedantic(row.ours, setup=peers, rounds=ROUNDS, warmup_rounds=2)
-    benchmark.extra_info["moved"] = row.moved
-    benchmark.extra_info["peers"] = {n: statistics.median(t[2:]) for n, t in times.items()}
+    run(row, benchmark)

@@ -1,11 +1,12 @@
 """Run a benchmark file and write benchmarks/results/<name>.{json,md}, stamped with the environment.
 
-usage: run.py [ops]
+usage: run.py [ops | models]
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,8 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "ops"
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", "pytest", "-q", str(HERE / f"{name}.py")]
-        subprocess.run([*command, f"--benchmark-json={file.name}"], check=True)
+        environment = {**os.environ, "PYTHONPATH": str(HERE)}
+        subprocess.run([*command, f"--benchmark-json={file.name}"], check=True, env=environment)
         results = json.load(open(file.name))["benchmarks"]
     stamp = bench.environment()
     kept = [

@@ -1,0 +1,42 @@
+"""What every benchmark file shares: a row, and how it is timed beside its peers."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    ours: Callable[[], object]
+    check: Callable[[], bool]
+    peers: dict[str, Callable[[], object]] = field(default_factory=dict)
+    reset: Callable[[], None] = lambda: None
+    moved: int = 0  # bytes read and written at least
+    threads: int = 2
+    rounds: int = 15
+
+
+def run(row: Row, benchmark) -> None:  # type: ignore[no-untyped-def]
+    """Check a row, then time it; its peers take turns with it, in the setup of each round."""
+    torch.set_num_threads(row.threads)
+    assert row.check(), f"{row.name} differs from its reference"
+    times: dict[str, list[float]] = {name: [] for name in row.peers}
+
+    def peers() -> None:
+        for name, peer in row.peers.items():
+            row.reset()
+            start = time.perf_counter()
+            result = peer()
+            times[name].append(time.perf_counter() - start)
+            del result
+        row.reset()
+
+    benchmark.pedantic(row.ours, setup=peers, rounds=row.rounds, warmup_rounds=2)
+    benchmark.extra_info["moved"] = row.moved
+    benchmark.extra_info["peers"] = {n: statistics.median(t[2:]) for n, t in times.items()}
