@@ -24,10 +24,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "cuda_check.md"
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+# the version of torch's stable ABI that setup.py builds for: said there alone
+TARGET = re.findall(r'"TORCH_TARGET_VERSION", "(\w+)"', (ROOT / "setup.py").read_text())[0]
 FLAGS = [
     *("-std=c++20", "-O3", "--fmad=false", "-lineinfo"),
     *("-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Werror,-fPIC"),
-    *("-DUSE_CUDA", "-DSPARSEQ_WITH_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
+    *("-DUSE_CUDA", "-DSPARSEQ_WITH_CUDA", f"-DTORCH_TARGET_VERSION={TARGET}"),
 ]
 
 
