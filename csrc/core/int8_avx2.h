@@ -76,6 +76,12 @@ struct Avx2Bytes {
     __builtin_memcpy(&word, p, 4);
     return _mm256_set1_epi32(word);
   }
+  static Vec shift_nibbles(Vec x) { return _mm256_srli_epi16(x, 4); }
+  static Vec broadcast8(const uint8_t* p) {
+    int64_t word;
+    __builtin_memcpy(&word, p, 8);
+    return _mm256_set1_epi64x(word);
+  }
   static Vec broadcast16(const uint8_t* p) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }

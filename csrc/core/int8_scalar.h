@@ -140,12 +140,7 @@ struct ScalarDot {
     return r;
   }
   static void store(uint8_t* p, const Vec& x) { std::memcpy(p, x.b, sizeof x.b); }
-  static Vec low_nibbles(const Vec& x) {
-    Vec r;
-    for (int i = 0; i < 4 * kLanes; ++i) r.b[i] = x.b[i] & 15;
-    return r;
-  }
-  static Vec high_nibbles(const Vec& x) {
+  static Vec shift_nibbles(const Vec& x) {
     Vec r;
     for (int i = 0; i < 4 * kLanes; ++i) r.b[i] = x.b[i] >> 4;
     return r;
@@ -155,9 +150,9 @@ struct ScalarDot {
     for (int i = 0; i < kLanes; ++i) std::memcpy(r.b + 4 * i, p, 4);
     return r;
   }
-  static Vec broadcast16(const uint8_t* p) {
+  static Vec broadcast8(const uint8_t* p) {
     Vec r;
-    for (int i = 0; i < kLanes / 4; ++i) std::memcpy(r.b + 16 * i, p, 16);
+    for (int i = 0; i < kLanes / 2; ++i) std::memcpy(r.b + 8 * i, p, 8);
     return r;
   }
   static Vec shuffle(const Vec& x, const Vec& index) {

@@ -17,7 +17,7 @@ struct EpilogueKernel {
   // The channels' constants, padded to whole vectors so that the row loop never looks at the tail.
   alignas(64) float multiplier[kMaxWidth];
   alignas(64) float bias[kMaxWidth];
-  alignas(64) int32_t weight_sum[kMaxWidth];
+  alignas(64) int32_t shift[kMaxWidth];  // zero * weight_sum; with row_zero the weight sums alone
   const sparseq::Epilogue& e;
   int64_t channel;
   int64_t count;
@@ -27,19 +27,32 @@ struct EpilogueKernel {
     const int64_t padded = (channels + kLanes - 1) / kLanes * kLanes;
     const auto bytes = static_cast<std::size_t>(4 * channels), rest = static_cast<std::size_t>(4 * (padded - channels));
     std::memcpy(multiplier, e.multiplier + channel0, bytes);
-    std::memcpy(weight_sum, sums + channel0, bytes);
+    std::memcpy(shift, sums + channel0, bytes);
     if (e.bias != nullptr) std::memcpy(bias, e.bias + channel0, bytes);
     std::memset(multiplier + channels, 0, rest);
-    std::memset(weight_sum + channels, 0, rest);
+    std::memset(shift + channels, 0, rest);
     std::memset(bias + channels, 0, rest);
+    if (e.row_zero == nullptr)
+      for (int64_t v = 0; v < padded; v += kLanes)
+        F::store_int(shift + v, F::mul(F::set_int(e.zero), F::load_int(shift + v)));
   }
 
   void rows(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count) const {
+    // What most layers are: constants in registers, nothing decided per vector.
+    const bool plain = e.output_type == sparseq::Element::f32 && e.residual_type == sparseq::Element::none &&
+                       e.row_scale == nullptr && e.row_zero == nullptr &&
+                       e.activation != sparseq::Activation::hardswish;
+    const int64_t whole = plain ? count / kLanes * kLanes : 0;
+    for (int64_t v = 0; v < whole; v += kLanes)
+      e.bias != nullptr ? column<true>(acc, stride, row0, row_count, v)
+                        : column<false>(acc, stride, row0, row_count, v);
+    if (whole == count) return;
     for (int64_t i = 0; i < row_count; ++i) {
       const int64_t m = row0 + i;
-      const Int zero = F::set_int(e.row_zero != nullptr ? e.row_zero[m] : e.zero);
-      for (int64_t v = 0; v < count; v += kLanes) {
-        const Int exact = F::sub(F::load_int(acc + i * stride + v), F::mul(zero, F::load_int(weight_sum + v)));
+      for (int64_t v = whole; v < count; v += kLanes) {
+        Int offset = F::load_int(shift + v);
+        if (e.row_zero != nullptr) offset = F::mul(F::set_int(e.row_zero[m]), offset);
+        const Int exact = F::sub(F::load_int(acc + i * stride + v), offset);
         Float y = F::mul(F::to_float(exact), F::load(multiplier + v));
         if (e.row_scale != nullptr) y = F::mul(y, F::set(e.row_scale[m]));
         if (e.bias != nullptr) y = F::add(y, F::load(bias + v));
@@ -51,6 +64,21 @@ struct EpilogueKernel {
   }
 
  private:
+  template <bool kBias>
+  void column(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v) const {
+    const Int offset = F::load_int(shift + v);
+    const Float scale = F::load(multiplier + v), add = F::load(bias + v);
+    const float infinity = __builtin_inff();  // the operand order of min and max lets a NaN through
+    const Float low = F::set(e.activation == sparseq::Activation::none ? -infinity : 0.0f);
+    const Float high = F::set(e.activation == sparseq::Activation::relu6 ? 6.0f : infinity);
+    float* to = static_cast<float*>(e.output) + row0 * e.output_stride + channel + v;
+    for (int64_t i = 0; i < row_count; ++i, acc += stride, to += e.output_stride) {
+      Float y = F::mul(F::to_float(F::sub(F::load_int(acc + v), offset)), scale);
+      if (kBias) y = F::add(y, add);
+      F::store(to, F::min(high, F::max(low, y)));
+    }
+  }
+
   static int size(sparseq::Element type) {
     return type == sparseq::Element::f32 ? 4 : type == sparseq::Element::bf16 ? 2 : 1;
   }

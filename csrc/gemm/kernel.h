@@ -56,6 +56,7 @@ struct Driver {
   using Function = void (*)(const sparseq::Operands&, int32_t*, int64_t, bool);
   // Up to this many rows a 2:4 block is used once per load, and splitting its positions in registers is cheaper.
   static constexpr int kStoredRows = 4;
+  static constexpr bool kExpands = Micro::kExpandedBlock > 0;
   static constexpr int kGroupWidth = Micro::kGroupVectors * Micro::kLanes;
 
   template <int... R>
@@ -63,15 +64,22 @@ struct Driver {
     static constexpr Function table[] = {Micro::template dense<R + 1>...};
     return table[rows - 1];
   }
-  template <bool kStored, int... R>
+  template <int... R>
   static Function pick_sparse(int rows, std::integer_sequence<int, R...>) {
-    static constexpr Function table[] = {Micro::template sparse<R + 1, kStored>...};
+    static constexpr Function table[] = {Micro::template sparse<R + 1>...};
+    return table[rows - 1];
+  }
+  template <int... R>
+  static Function pick_stored(int rows, std::integer_sequence<int, R...>) {
+    static constexpr Function table[] = {Micro::template sparse<R + 1, true>...};
     return table[rows - 1];
   }
   static Function pick(bool dense, bool stored, int rows) {
     if (dense) return pick_dense(rows, std::make_integer_sequence<int, Micro::kDenseRows>{});
-    return stored ? pick_sparse<true>(rows, std::make_integer_sequence<int, kStoredRows>{})
-                  : pick_sparse<false>(rows, std::make_integer_sequence<int, Micro::kSparseRows>{});
+    if constexpr (kExpands) {
+      if (stored) return pick_stored(rows, std::make_integer_sequence<int, kStoredRows>{});
+    }
+    return pick_sparse(rows, std::make_integer_sequence<int, Micro::kSparseRows>{});
   }
 
   // Where the micro-kernel finds a panel's chunk: stored bytes, and what was expanded into L1 for it.
@@ -88,9 +96,13 @@ struct Driver {
                           chunk.count[sparseq::kWide] * Micro::kDenseVectors);
       return {data, to};
     }
-    if (stored) return {data, nullptr};
-    Micro::expand_sparse(data, to, chunk.count[0] + chunk.count[1] + chunk.count[2]);
-    return {to, nullptr};
+    if constexpr (kExpands) {
+      if (!stored) {
+        Micro::expand_sparse(data, to, chunk.count[0] + chunk.count[1] + chunk.count[2]);
+        return {to, nullptr};
+      }
+    }
+    return {data, nullptr};
   }
 
   // Which weights tile t should prefetch, one line per block, while it multiplies. The only tile of a chunk
@@ -107,13 +119,13 @@ struct Driver {
                   const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
     if (begin >= end) return;
     const bool dense = w.kind == sparseq::WeightKind::dense;
-    const int tile = dense ? Micro::kDenseRows : Micro::kSparseRows;
+    const int most = dense ? Micro::kDenseRows : Micro::kSparseRows;
     const int64_t taps = w.shape.taps, channel_groups = w.channel_groups();
     const int64_t panels = kGroupWidth / w.panel_width();
     const bool stored = !dense && plan.rows <= kStoredRows;
     const int64_t panel_expanded = dense    ? 2 * Micro::kWideStep * w.chunk_blocks
                                    : stored ? 0
-                                            : 16 * Micro::kLanes * w.chunk_blocks;
+                                            : Micro::kExpandedBlock * w.chunk_blocks;
     const int64_t expanded = panels * panel_expanded;
     const int64_t acc_bytes = plan.row_block * kGroupWidth * 4;
     const int64_t table_bytes = plan.row_block * taps * static_cast<int64_t>(sizeof(uint8_t*));
@@ -127,6 +139,8 @@ struct Driver {
       const int64_t group = block % w.shape.groups;
       const int64_t row0 = block / w.shape.groups * plan.row_block;
       const int64_t rows = smaller(plan.row_block, plan.rows - row0);
+      const int64_t tiles = (rows + most - 1) / most;  // of equal height, so that the last is not a stub
+      const int tile = static_cast<int>((rows + tiles - 1) / tiles);
       if (block != pointers_of) {
         RowPointers::build(input, group * w.shape.in_channels, taps, tile, row0, rows, table);
         pointers_of = block;
@@ -135,7 +149,6 @@ struct Driver {
       const EpilogueKernel<typename Micro::Float> finish(epilogue, w.weight_sum, group * w.shape.out_channels + channel,
                                                          smaller(kGroupWidth, w.shape.out_channels - channel));
       const sparseq::Chunk* chunks = w.chunk + (group * w.panels + channel_group * panels) * w.chunks;
-      const int64_t tiles = (rows + tile - 1) / tile;
       for (int64_t c = 0; c < w.chunks; ++c) {
         Weights weights[Micro::kGroupVectors];
         const sparseq::Chunk* of_panel[Micro::kGroupVectors];
@@ -151,9 +164,13 @@ struct Driver {
             // A panel's chunks lie one behind the other; after the last come the work item's other panels.
             const int64_t chunks_on = c + 1 < w.chunks ? 1 : 1 + (panels - 1) * w.chunks;
             const sparseq::Chunk& chunk = *of_panel[p];
-            const sparseq::Operands operands{table + first * taps, w.refs + chunk.refs,
-                                             chunk.count,          weights[p].data,
-                                             weights[p].expanded,  ahead(w, chunk, chunks_on, t, tiles)};
+            const sparseq::Operands operands{table + first * taps,
+                                             tile,
+                                             w.refs + chunk.refs,
+                                             chunk.count,
+                                             weights[p].data,
+                                             weights[p].expanded,
+                                             ahead(w, chunk, chunks_on, t, tiles)};
             micro(operands, tile_acc + p * w.panel_width(), kGroupWidth, c == 0);
           }
           if (c + 1 == w.chunks) finish.rows(tile_acc, kGroupWidth, row0 + first, some);

@@ -30,7 +30,7 @@ struct Avx2Micro : Avx2Bytes {
     const auto each = [&](uint32_t blocks, const uint8_t*& data, int bytes, auto&& body) SPARSEQ_INLINE {
       for (uint32_t b = 0; b < blocks; ++b, ++refs, data += bytes, next += 64) {
         prefetch(next);
-        body(o.rows + refs->tap * kDenseRows, refs->offset());
+        body(o.rows + refs->tap * o.tile, refs->offset());
       }
     };
     // 8 inputs. Weights are memory operands here and below: the 12 accumulators leave 4 registers.
@@ -81,7 +81,9 @@ struct Avx2Micro : Avx2Bytes {
   }
 
   // w: blocks as stored (96 bytes, kStored) or expanded (128 bytes: the positions split into two index vectors).
-  template <int R, bool kStored>
+  static constexpr int64_t kExpandedBlock = 128;
+
+  template <int R, bool kStored = false>
   static void sparse(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
     const Vec ones = _mm256_set1_epi16(1);
     Acc c[R][1];
@@ -95,7 +97,7 @@ struct Avx2Micro : Avx2Bytes {
         const Vec position = load(w + 64);
         const Vec i0 = kStored ? low_nibbles(position) : position;
         const Vec i1 = kStored ? high_nibbles(position) : load(w + 96);
-        body(o.rows + refs->tap * kSparseRows, refs->offset(), i0, i1);
+        body(o.rows + refs->tap * o.tile, refs->offset(), i0, i1);
       }
     };
     each(o.count[sparseq::kQuad], [&](const uint8_t* const* p, uint32_t offset, Vec i0, Vec i1) SPARSEQ_INLINE {

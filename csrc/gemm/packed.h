@@ -45,7 +45,8 @@ constexpr int64_t kMaxTaps = 65535, kMaxInChannels = 4 * 65535;  // what a Block
 
 // What a micro-kernel reads for one tile of rows and one chunk of one panel.
 struct Operands {
-  const uint8_t* const* rows;  // [taps][tile rows]
+  const uint8_t* const* rows;  // [taps][tile]
+  int64_t tile;
   const BlockRef* refs;
   const uint32_t* count;  // [kClasses]
   const uint8_t* weights;

@@ -12,7 +12,8 @@ struct Entry {
 
 // A block is 16 inputs of every channel of the panel, of which 8 per channel are kept:
 //   values of step 0 [lanes][4], values of step 1 [lanes][4], positions [lanes][4]: low nibble step 0, high step 1.
-// Which of the 8 goes where is free, since vpshufb fetches any of the 16 activations for any byte.
+// With classes (AVX2) which of the 8 goes where is free, since vpshufb fetches any of 16 activations for any byte;
+// without, step 0 has the first 8 inputs and step 1 the last 8, and positions count from there.
 struct SparsePacker {
   const int8_t* values;
   const uint8_t* indices;
@@ -91,12 +92,13 @@ struct SparsePacker {
       Entry e[8];
       gather(row0 + i, limit, ref, e);
       if (classes) arrange(e);
-      for (int j = 0; j < 4; ++j) {  // bytes (0, 1) of both steps are quad 0, bytes (2, 3) quad 1
-        const Entry& a = e[j / 2 * 4 + j % 2];
-        const Entry& b = e[j / 2 * 4 + 2 + j % 2];
+      for (int j = 0; j < 4; ++j) {  // classes: bytes (0, 1) of both steps are quad 0, bytes (2, 3) quad 1
+        const Entry& a = classes ? e[j / 2 * 4 + j % 2] : e[j];
+        const Entry& b = classes ? e[j / 2 * 4 + 2 + j % 2] : e[4 + j];
+        const int from = classes ? 0 : 8;
         to[4 * i + j] = static_cast<uint8_t>(a.value);
         to[4 * lanes + 4 * i + j] = static_cast<uint8_t>(b.value);
-        to[8 * lanes + 4 * i + j] = static_cast<uint8_t>(a.position | b.position << 4);
+        to[8 * lanes + 4 * i + j] = static_cast<uint8_t>(a.position | (b.position - from) << 4);
       }
     }
   }
