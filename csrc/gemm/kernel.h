@@ -106,13 +106,13 @@ struct Driver {
   }
 
   // Which weights tile t should prefetch, one line per block, while it multiplies. The only tile of a chunk
-  // looks ahead of itself; of many tiles the first two fetch the panel's next chunk.
+  // looks ahead of itself; of many tiles the first two fetch the panel's next chunk, the others (null) nothing.
   static const uint8_t* ahead(const sparseq::Tiles& w, const sparseq::Chunk& chunk, int64_t chunks_on, int64_t t,
                               int64_t tiles) {
     const uint8_t* data = w.data + chunk.data;
     const int64_t blocks = chunk.count[0] + chunk.count[1] + chunk.count[2];
     if (tiles == 1) return data + 2048;
-    return t < 2 ? data + chunks_on * w.chunk_bytes() + t * blocks * 64 : data;
+    return t < 2 ? data + chunks_on * w.chunk_bytes() + t * blocks * 64 : nullptr;
   }
 
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,

@@ -29,13 +29,14 @@ struct DotMicro {
     for (uint32_t b = 0; b < o.count[0]; ++b, w += 2 * V * kBytes) {
       const uint8_t* const* p = o.rows + o.refs[b].tap * o.tile;
       const uint32_t offset = o.refs[b].offset();
-      __builtin_prefetch(next + b * 2 * V * kBytes, 0, 3);
-      unroll<2>([&](auto step) SPARSEQ_INLINE {
-        Vec wv[V];
-        unroll<V>([&](auto v) SPARSEQ_INLINE { wv[v] = T::load(w + (step * V + v) * kBytes); });
-        unroll<R>([&](auto r) SPARSEQ_INLINE {
-          const Vec x = T::broadcast4(p[r] + offset + 4 * step);
-          unroll<V>([&](auto v) SPARSEQ_INLINE { T::dot(c[r][v], x, wv[v]); });
+      if (next != nullptr) prefetch<2 * V * kBytes>(next + b * 2 * V * kBytes);
+      Vec wv[2 * V];
+      unroll<2 * V>([&](auto v) SPARSEQ_INLINE { wv[v] = T::load(w + v * kBytes); });
+      unroll<R>([&](auto r) SPARSEQ_INLINE {  // both steps of a row: its pointer is loaded once
+        const uint8_t* row = p[r] + offset;
+        unroll<2>([&](auto step) SPARSEQ_INLINE {
+          const Vec x = T::broadcast4(row + 4 * step);
+          unroll<V>([&](auto v) SPARSEQ_INLINE { T::dot(c[r][v], x, wv[step * V + v]); });
         });
       });
     }
@@ -55,12 +56,18 @@ struct DotMicro {
     for (uint32_t b = 0; b < o.count[0]; ++b, w += 3 * kBytes) {
       const uint8_t* const* p = o.rows + o.refs[b].tap * o.tile;
       const uint32_t offset = o.refs[b].offset();
-      for (int line = 0; line < 3 * kBytes; line += 64) __builtin_prefetch(next + b * 3 * kBytes + line, 0, 3);
-      const Vec w0 = T::load(w), w1 = T::load(w + kBytes);
-      const Vec i0 = T::load(w + 2 * kBytes), i1 = T::shift_nibbles(i0);
-      unroll<R>([&](auto r) SPARSEQ_INLINE {
-        T::dot(c[r][0], T::shuffle(T::broadcast8(p[r] + offset), i0), w0);
-        T::dot(c[r][0], T::shuffle(T::broadcast8(p[r] + offset + 8), i1), w1);
+      if (next != nullptr) prefetch<3 * kBytes>(next + b * 3 * kBytes);
+      const Vec position = T::load(w + 2 * kBytes);
+      const Vec index[2] = {position, T::shift_nibbles(position)}, wv[2] = {T::load(w), T::load(w + kBytes)};
+      unroll<(R + 1) / 2>([&](auto pair) SPARSEQ_INLINE {  // two rows side by side: 3 % over one
+        constexpr int kFirst = 2 * pair, kRows = R - kFirst < 2 ? 1 : 2;
+        unroll<2>([&](auto step) SPARSEQ_INLINE {
+          Vec x[kRows];
+          unroll<kRows>([&](auto r) SPARSEQ_INLINE {
+            x[r] = T::shuffle(T::broadcast8(p[kFirst + r] + offset + 8 * step), index[step]);
+          });
+          unroll<kRows>([&](auto r) SPARSEQ_INLINE { T::dot(c[kFirst + r][0], x[r], wv[step]); });
+        });
       });
     }
     store<R, 1>(c, acc, stride);
@@ -71,6 +78,10 @@ struct DotMicro {
   static constexpr int64_t kExpandedBlock = 0;  // 2:4 blocks are read as stored
 
  private:
+  template <int N>
+  SPARSEQ_INLINE static void prefetch(const uint8_t* p) {
+    unroll<(N + 63) / 64>([&](auto line) SPARSEQ_INLINE { __builtin_prefetch(p + 64 * line, 0, 3); });
+  }
   template <int R, int V>
   SPARSEQ_INLINE static void load(Acc (&c)[R][V], const int32_t* acc, int64_t stride, bool first) {
     unroll<R>([&](auto r) SPARSEQ_INLINE {
