@@ -22,6 +22,25 @@ class Row:
     rounds: int = 15
 
 
+WARM, CALLS = 2, 3
+
+
+def burst(call: Callable[[], object], reset: Callable[[], None] = lambda: None) -> list[float]:
+    """Seconds of some calls after warm ones: each contender with its own threads and caches awake.
+
+    The pause lets the threads of the one before, which may spin while they wait, go to sleep.
+    """
+    time.sleep(0.003)
+    times = []
+    for _ in range(WARM + CALLS):
+        reset()
+        start = time.perf_counter()
+        result = call()
+        times.append(time.perf_counter() - start)
+        del result
+    return times[WARM:]
+
+
 def run(row: Row, benchmark) -> None:  # type: ignore[no-untyped-def]
     """Check a row, then time it; its peers take turns with it, in the setup of each round."""
     torch.set_num_threads(row.threads)
@@ -30,13 +49,10 @@ def run(row: Row, benchmark) -> None:  # type: ignore[no-untyped-def]
 
     def peers() -> None:
         for name, peer in row.peers.items():
-            row.reset()
-            start = time.perf_counter()
-            result = peer()
-            times[name].append(time.perf_counter() - start)
-            del result
+            times[name] += burst(peer, row.reset)
+        burst(row.ours, row.reset)
         row.reset()
 
-    benchmark.pedantic(row.ours, setup=peers, rounds=row.rounds, warmup_rounds=2)
+    benchmark.pedantic(row.ours, setup=peers, rounds=row.rounds, warmup_rounds=1)
     benchmark.extra_info["moved"] = row.moved
-    benchmark.extra_info["peers"] = {n: statistics.median(t[2:]) for n, t in times.items()}
+    benchmark.extra_info["peers"] = {n: statistics.median(t[CALLS:]) for n, t in times.items()}

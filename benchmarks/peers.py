@@ -1,8 +1,8 @@
-"""What a CPU user would run instead, for one linear layer or convolution, at each one's best settings.
+"""What a CPU user would run instead, for one linear layer or convolution, at its best settings.
 
-Every peer takes float32 and returns float32 and quantises inside, as ours does; where a peer can also
-take and return bytes, that form is listed too, and compared with ours on bytes. Activations are
-quantised with one static scale, weights per output channel, over the same full 8-bit ranges.
+Every peer takes float32 and returns float32 and quantises inside, as ours does; where a peer can
+also take and return bytes, that form is listed too ("bytes"). Activations have one static scale,
+weights one per output channel, over the same full 8-bit ranges.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ class Work:
     layer: nn.Linear | nn.Conv2d
     x: Tensor
     threads: int = 2
-    shown: dict[str, Peer] = field(default_factory=dict)
 
     @property
     def convolution(self) -> bool:
@@ -65,7 +64,7 @@ def fbgemm(work: Work) -> dict[str, Peer]:
         zero = torch.zeros(len(scale), dtype=torch.long)
         q = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
         x_scale = float(x.max() - x.min()) / 255
-        x_zero = int(round(float(-x.min()) / x_scale))
+        x_zero = round(float(-x.min()) / x_scale)
         bias = layer.bias.detach() if layer.bias is not None else None
         if work.convolution:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -123,10 +122,14 @@ def _bound(session, x: np.ndarray) -> Peer:  # type: ignore[no-untyped-def]
 
 
 def onnx_runtime(work: Work) -> dict[str, Peer]:
-    """ONNX Runtime: its own static quantiser with u8 and with s8 activations, and bytes to bytes."""
+    """ONNX Runtime: its own static quantiser, u8 and s8 activations, and bytes to bytes."""
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
-    from onnxruntime.quantization import quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
@@ -188,8 +191,6 @@ def openvino(work: Work) -> dict[str, Peer]:
     with tempfile.TemporaryDirectory() as folder:
         model = core.read_model(_file(work, folder))
         with open(os.devnull, "w") as quiet:
-            from contextlib import redirect_stdout
-
             with redirect_stdout(quiet), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 quantised = nncf.quantize(model, nncf.Dataset([x, x]), subset_size=2)
@@ -203,6 +204,3 @@ def openvino(work: Work) -> dict[str, Peer]:
 def all_peers(work: Work) -> dict[str, Peer]:
     """Every peer that is installed here."""
     return {**torch_float(work), **fbgemm(work), **onnx_runtime(work), **openvino(work)}
-
-
-__all__ = ["Path", "Work", "all_peers"]
