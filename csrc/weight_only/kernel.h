@@ -14,7 +14,7 @@
 //   kOutputs[m]               outputs computed at once for m rows of x
 //
 // Rows of a weight are too short for the hardware to see what comes: each step prefetches the same place of the
-// next block of outputs (measured: groups of 32 took 2.6 times as long without). Past the end it does nothing.
+// next block of outputs (measured on Zen 5, one row, groups of 32: 0.43 ms; 1.7 without). Past the end it does nothing.
 //
 // All of it has internal linkage.
 #pragma once
