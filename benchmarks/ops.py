@@ -26,6 +26,20 @@ def _bell(*shape: int) -> torch.Tensor:
     return (torch.randn(shape) * 28).round().clamp(-127, 127).to(torch.int8)
 
 
+def _positions(rows: int, columns: int) -> torch.Tensor:
+    """Random indices of the canonical 2:4 form."""
+    pairs = torch.tensor([a | b << 2 for a in range(4) for b in range(a + 1, 4)])
+    nibbles = pairs[torch.randint(6, (rows, columns // 4))]
+    return (nibbles[:, ::2] | nibbles[:, 1::2] << 4).to(torch.uint8)
+
+
+def _torch_int4(q: torch.Tensor, scale: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """torch's own kernel, of bfloat16 and groups of 32: its zero is at 8, and it takes no bias."""
+    weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu((q + 8).int(), 1)
+    grid = torch.stack([scale, torch.zeros_like(scale)], -1).transpose(0, 1).contiguous().bfloat16()
+    return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, 32, grid)
+
+
 class _Inputs:
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -59,6 +73,10 @@ class _Inputs:
         self.image_float = self.image.float()
         self.taps_float = self.taps.float().to(memory_format=torch.channels_last)
         self.ones = torch.ones(1024)
+        self.groups = torch.rand(SIZE, SIZE // 32) * 0.01 + 0.015
+        self.kept = torch.randn(SIZE, SIZE // 2)
+        self.positions = _positions(SIZE, SIZE)
+        self.torch_int4 = _torch_int4(self.nibbles, self.groups)
 
     def reset(self) -> None:
         """What is freed belongs to no one's time."""
@@ -93,6 +111,36 @@ def rows() -> dict[str, list[Row]]:
         ours = raw.fake_quantize_learned_backward(*arguments)
         theirs = reference.fake_quantize_learned_backward(*arguments)
         return torch.equal(ours[0], theirs[0]) and torch.allclose(ours[1], theirs[1], rtol=1e-4)
+
+    def close(name: str, *arguments: object) -> bool:
+        ours, theirs = (getattr(m, name)(*arguments) for m in (ops, reference))
+        return torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+    def int4_row(count: int) -> Row:
+        x = torch.randn(count, SIZE)
+        half = x.bfloat16()
+        part = (x[:, :384], i.packed[:, :192], i.groups[:, :12], None, None)
+        return Row(
+            f"int4_linear groups of 32 {count}x4096->4096",
+            lambda: ops.int4_linear(x, i.packed, i.groups),
+            lambda: close("int4_linear", *part),
+            {
+                "torch float32": lambda: linear(x, i.x),
+                "torch int4 bfloat16": lambda: i.torch_int4(half),
+            },
+            moved=size // 8 + size // 32,
+        )
+
+    def sparse_row(count: int) -> Row:
+        x = torch.randn(count, SIZE)
+        part = (x[:, :384], i.kept[:9, :192], i.positions[:9, :48], None)
+        return Row(
+            f"linear_24 {count}x4096->4096",
+            lambda: ops.linear_24(x, i.kept, i.positions),
+            lambda: close("linear_24", *part),
+            {"torch float32": lambda: linear(x, i.x)},
+            moved=size // 2 + size // 32,
+        )
 
     back = (i.grad, i.x, *tensor, None, None)
     conv = (i.ones[:64], None, None, None, [1, 1], [1, 1], [1, 1], 1)
@@ -268,6 +316,8 @@ def rows() -> dict[str, list[Row]]:
                 {"torch float32": lambda: linear(i.tokens_float, i.weight_float)},
             ),
         ],
+        "int4_linear": [int4_row(1), int4_row(16)],
+        "linear_24": [sparse_row(1), sparse_row(16)],
         "int8_tiles": [
             Row(
                 "int8_tiles 1024x1024",

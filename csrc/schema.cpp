@@ -29,4 +29,9 @@ STABLE_TORCH_LIBRARY(sparseq, m) {
       "int8_conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, int[] "
       "stride, int[] padding, int[] dilation, int groups, Tensor? tiles=None) -> Tensor");
   m.def("int8_tiles(Tensor weight, int groups) -> Tensor");
+  // weight_only
+  m.def(
+      "int4_linear(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, bool signed=True) -> "
+      "Tensor");
+  m.def("linear_24(Tensor x, Tensor values, Tensor indices, Tensor? bias) -> Tensor");
 }

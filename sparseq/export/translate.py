@@ -25,6 +25,9 @@ NOT_EXPORTED = frozenset(
         # form (Q/DQ) that ONNX Runtime and TensorRT look for to put their own integer kernels in
         "int8_conv2d",
         "int8_linear",
+        # likewise: dequantize (INT4 in the file) and the float function; ONNX has no 2:4 product
+        "int4_linear",
+        "linear_24",
         # the weight as one machine's kernels read it
         "int8_tiles",
     }

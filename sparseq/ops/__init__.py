@@ -12,14 +12,17 @@ from sparseq.ops.affine import (
     unpack_int4,
 )
 from sparseq.ops.gemm import int8_conv2d, int8_linear, int8_tiles, tile_kind
+from sparseq.ops.weight_only import int4_linear, linear_24
 
 __all__ = [
     "dequantize",
     "fake_quantize",
+    "int4_linear",
     "int8_conv2d",
     "int8_linear",
     "int8_tiles",
     "kernels",
+    "linear_24",
     "minmax",
     "pack_int4",
     "quantize",

@@ -28,6 +28,9 @@ scales = torch.rand(5) + 0.1
 weight = torch.arange(30, dtype=torch.int8).reshape(5, 6)
 taps = torch.arange(40, dtype=torch.int8).reshape(5, 2, 2, 2)
 pixels = torch.arange(144, dtype=torch.int32).to(torch.int8).reshape(2, 4, 3, 6)
+nibbles, fine = raw.pack_int4(weight), torch.rand(5, 3) * 3
+kept, positions = torch.rand(5, 4), torch.tensor([[0x94], [0xE4], [0xD8], [0x4C], [0xEE]])
+positions, halves = positions.to(torch.uint8), x.bfloat16()
 
 
 def leaf(value):
@@ -113,6 +116,16 @@ ROWS = {
             2,
             raw.int8_tiles(taps[:4], 2),
         ),
+    ],
+    "int4_linear": [
+        (x, nibbles, fine, None, None),
+        (halves, nibbles, fine, fine.int(), scales),
+        (x.transpose(0, 1), nibbles, fine[:, :1], None, scales, False),
+    ],
+    "linear_24": [
+        (x, kept, positions, None),
+        (halves[0], kept, positions, scales),
+        (x.transpose(0, 1)[:0], kept, positions, scales),
     ],
     "int8_tiles": [(weight, 1), (taps[:4], 2), (taps[:4, :1], 4)],
 }
