@@ -29,4 +29,8 @@ STABLE_TORCH_LIBRARY(sparseq, m) {
       "int8_conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, int[] "
       "stride, int[] padding, int[] dilation, int groups, Tensor? tiles=None) -> Tensor");
   m.def("int8_tiles(Tensor weight, int groups) -> Tensor");
+  // sparse24
+  m.def("mask_24(Tensor weight) -> Tensor");
+  m.def("pack_24(Tensor weight) -> (Tensor values, Tensor indices)");
+  m.def("unpack_24(Tensor values, Tensor indices, int columns) -> Tensor");
 }

@@ -91,7 +91,7 @@ AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa)
   std::vector<int8_t> values(size_t(rows * values_24(shape.in_channels)));
   std::vector<uint8_t> indices(size_t(rows * index_bytes_24(shape.in_channels)));
   const bool sparse =
-      shape.in_channels >= 4 && pack_24(weight, rows, shape.in_channels, values.data(), indices.data()) == Format24::ok;
+      shape.in_channels >= 4 && pack_24(weight, {rows, shape.in_channels}, values.data(), indices.data(), 0, rows).ok();
   if (sparse) {
     return flatten(pack_sparse24(values.data(), indices.data(), shape, layout, cache_sizes()), TileKind::sparse24, isa);
   }

@@ -28,6 +28,8 @@ scales = torch.rand(5) + 0.1
 weight = torch.arange(30, dtype=torch.int8).reshape(5, 6)
 taps = torch.arange(40, dtype=torch.int8).reshape(5, 2, 2, 2)
 pixels = torch.arange(144, dtype=torch.int32).to(torch.int8).reshape(2, 4, 3, 6)
+halved = weight * (torch.arange(6) % 2).to(torch.int8)  # 2:4
+halved_taps = taps * torch.tensor([0, 1], dtype=torch.int8).reshape(2, 1, 1)
 
 
 def leaf(value):
@@ -115,6 +117,14 @@ ROWS = {
         ),
     ],
     "int8_tiles": [(weight, 1), (taps[:4], 2), (taps[:4, :1], 4)],
+    "mask_24": [(x,), (image.half(),), (x.transpose(0, 2).bfloat16(),), (x[:0],)],
+    "pack_24": [
+        (halved,),
+        (halved.T.contiguous().T.half(),),
+        (halved_taps,),
+        (halved_taps.float(),),
+    ],
+    "unpack_24": [(*raw.pack_24(halved), 6), (*raw.pack_24(halved_taps.float()), 2)],
 }
 
 
