@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 CSRC := $(shell find csrc -type f)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test build lint format bench cuda-check clean
+.PHONY: demo test build lint format bench cuda-check sanitize sanitize-native sanitize-ops clean
 
 demo: $(VENV)/.installed
 	$(RUN)/python -m sparseq demo --out out $(ARGS)
@@ -33,6 +33,20 @@ bench: $(VENV)/.installed
 
 cuda-check: $(VENV)/.installed
 	$(RUN)/python tools/cuda_check.py
+
+# AddressSanitizer and UBSan: every ISA's products through SIMDe, then the extension, built apart, under the op tests.
+# Python does not load the sanitizer's runtime, nor the C++ library that it intercepts, by itself: hence LD_PRELOAD.
+SANITIZED := build/sanitize/lib
+sanitize: sanitize-native sanitize-ops
+
+sanitize-native: $(VENV)/.installed
+	SPARSEQ_SANITIZE=1 $(RUN)/pytest tests/native
+
+sanitize-ops: $(VENV)/.installed
+	SPARSEQ_SANITIZE=1 SPARSEQ_CUDA=0 $(RUN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	PYTHONPATH=$(SANITIZED) $(RUN)/pytest -p no:cacheprovider tests/ops tests/sparse $(ARGS)
 
 clean:
 	rm -rf build out *.egg-info sparseq/*.so

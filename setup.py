@@ -1,7 +1,8 @@
 """Builds sparseq._C from csrc/: one shared object with every op, on torch's stable ABI.
 
 Environment: SPARSEQ_CUDA=auto|0|1 (auto: a CUDA torch and nvcc are both there),
-TORCH_CUDA_ARCH_LIST, MAX_JOBS. A GPU is never needed to build or to import.
+TORCH_CUDA_ARCH_LIST, MAX_JOBS; SPARSEQ_SANITIZE=1 for AddressSanitizer and UBSan (`make sanitize`).
+A GPU is never needed to build or to import.
 """
 
 import os
@@ -61,6 +62,12 @@ host = [
     "-fno-math-errno",
     "-g0",
 ]
+link = []
+if os.environ.get("SPARSEQ_SANITIZE") == "1":
+    checks = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
+    # Python's own -fwrapv would hide signed overflow
+    host += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv", *checks]
+    link += checks
 flags = {"cxx": host}
 if with_cuda:
     sources += sorted(str(p) for p in Path("csrc").rglob("*.cu"))
@@ -82,6 +89,14 @@ if with_cuda:
 
 extension = CUDAExtension if with_cuda else CppExtension
 setup(
-    ext_modules=[extension("sparseq._C", sources, define_macros=macros, extra_compile_args=flags)],
+    ext_modules=[
+        extension(
+            "sparseq._C",
+            sources,
+            define_macros=macros,
+            extra_compile_args=flags,
+            extra_link_args=link,
+        )
+    ],
     cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
 )

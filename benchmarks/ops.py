@@ -13,6 +13,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from harness import Row, run
+from torch.sparse._semi_structured_conversions import (
+    sparse_semi_structured_from_dense_cutlass,
+    sparse_semi_structured_to_dense_cutlass,
+)
 
 from sparseq import ops, reference
 from sparseq.sparse import nm_mask
@@ -38,6 +42,12 @@ def _torch_int4(q: torch.Tensor, scale: torch.Tensor) -> Callable[[torch.Tensor]
     weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu((q + 8).int(), 1)
     grid = torch.stack([scale, torch.zeros_like(scale)], -1).transpose(0, 1).contiguous().bfloat16()
     return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, 32, grid)
+
+
+def _mask_by_topk(weight: torch.Tensor) -> torch.Tensor:
+    groups = weight.unflatten(-1, (-1, 4)).abs()
+    order = groups.topk(2, dim=-1).indices
+    return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order, True).flatten(-2)
 
 
 class _Inputs:
@@ -66,6 +76,8 @@ class _Inputs:
         self.image = self.image.to(memory_format=torch.channels_last)
         self.taps = _bell(64, 64, 3, 3)
         self.sparse, self.sparse_taps = (w * nm_mask(w.float()) for w in (self.weight, self.taps))
+        self.packed_24 = ops.pack_24(self.sparse)
+        self.cutlass = sparse_semi_structured_from_dense_cutlass(self.sparse)
         self.tiles, self.sparse_tiles = ops.int8_tiles(self.weight), ops.int8_tiles(self.sparse)
         self.taps_tiles = ops.int8_tiles(self.taps)
         self.sparse_taps_tiles = ops.int8_tiles(self.sparse_taps)
@@ -341,6 +353,33 @@ def rows() -> dict[str, list[Row]]:
                 same_raw("int8_conv2d", i.image, i.sparse_taps, *conv),
                 {"torch float32": lambda: conv2d(i.image_float, i.taps_float, padding=1)},
             ),
+        ],
+        "mask_24": [
+            Row(
+                "mask_24 4096x4096",
+                lambda: ops.mask_24(i.x),
+                same("mask_24", i.small),
+                {"torch.topk and scatter": lambda: _mask_by_topk(i.x), **copy},
+                moved=size + size // 4,
+            )
+        ],
+        "pack_24": [
+            Row(
+                "pack_24 int8 1024x1024",
+                lambda: ops.pack_24(i.sparse),
+                same("pack_24", i.sparse),
+                {"torch to CUTLASS": lambda: sparse_semi_structured_from_dense_cutlass(i.sparse)},
+                moved=i.sparse.numel() * 13 // 8,
+            )
+        ],
+        "unpack_24": [
+            Row(
+                "unpack_24 int8 1024x1024",
+                lambda: ops.unpack_24(*i.packed_24, 1024),
+                lambda: torch.equal(ops.unpack_24(*i.packed_24, 1024), i.sparse),
+                {"torch from CUTLASS": lambda: sparse_semi_structured_to_dense_cutlass(*i.cutlass)},
+                moved=i.sparse.numel() * 13 // 8,
+            )
         ],
     }
 

@@ -9,6 +9,10 @@ settings.register_profile("sparseq", deadline=None, derandomize=True, database=N
 settings.load_profile("sparseq")
 
 
+def pytest_report_header():
+    return f"sparseq._C: {core.__file__}"  # `make sanitize` tests another one
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cstddef>
 #include <cstring>
 #include <stdexcept>
 
@@ -21,10 +22,20 @@ int64_t place(int64_t at, const T* from, int64_t count, std::vector<uint8_t>& by
   return at + aligned(size);
 }
 
+// FNV-1a by words: any changed byte changes it, and a call can afford it.
+uint64_t checksum(const TileHeader& header) {
+  static_assert(offsetof(TileHeader, checksum) % sizeof(uint64_t) == 0);
+  uint64_t words[offsetof(TileHeader, checksum) / sizeof(uint64_t)], sum = 0xcbf29ce484222325;
+  std::memcpy(words, &header, sizeof words);
+  for (const uint64_t word : words) sum = (sum ^ word) * 0x100000001b3;
+  return sum;
+}
+
 AlignedBytes finish(TileHeader header, std::vector<uint8_t> bytes) {
   // a micro-kernel's last loads and prefetches may look a little past the weights
   bytes.resize(bytes.size() + 128);
   header.size = int64_t(bytes.size());
+  header.checksum = checksum(header);
   std::memcpy(bytes.data(), &header, sizeof header);
   AlignedBytes result(bytes.size());  // kernels load whole vectors
   std::memcpy(result.data(), bytes.data(), bytes.size());
@@ -91,7 +102,7 @@ AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa)
   std::vector<int8_t> values(size_t(rows * values_24(shape.in_channels)));
   std::vector<uint8_t> indices(size_t(rows * index_bytes_24(shape.in_channels)));
   const bool sparse =
-      shape.in_channels >= 4 && pack_24(weight, rows, shape.in_channels, values.data(), indices.data()) == Format24::ok;
+      shape.in_channels >= 4 && pack_24(weight, {rows, shape.in_channels}, values.data(), indices.data(), 0, rows).ok();
   if (sparse) {
     return flatten(pack_sparse24(values.data(), indices.data(), shape, layout, cache_sizes()), TileKind::sparse24, isa);
   }
@@ -101,7 +112,8 @@ AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa)
 TiledWeight view_tiles(const uint8_t* bytes, int64_t size, const WeightShape& shape) {
   const auto* header = reinterpret_cast<const TileHeader*>(bytes);
   if (reinterpret_cast<uintptr_t>(bytes) % 64 != 0 || size < int64_t(sizeof(TileHeader)) || header->magic != kMagic ||
-      header->size != size || std::memcmp(&header->shape, &shape, sizeof shape) != 0)
+      header->checksum != checksum(*header) || header->size != size ||
+      std::memcmp(&header->shape, &shape, sizeof shape) != 0)
     throw std::invalid_argument("tiles must be made by int8_tiles for this weight");
   TiledWeight view{header, {}, reinterpret_cast<const int32_t*>(bytes + header->sums_at), nullptr};
   if (header->kind == TileKind::depthwise) {

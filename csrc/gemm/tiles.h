@@ -1,5 +1,8 @@
 // A packed weight as one flat run of bytes that a tensor can hold: a header, then four arrays, each at a
-// multiple of 64 bytes. Made on load for one ISA; never saved, never moved to another machine.
+// multiple of 64 bytes. Made on load for one ISA; never saved, never moved to another machine: a cache in memory,
+// which modules keep in buffers that are not persistent. So what a call checks is the header, whole, by its
+// checksum, and that it is of this weight's shape and of these bytes' length; the arrays are trusted, since to
+// look at them would take as long as to multiply.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +23,7 @@ struct TileHeader {
   WeightShape shape;
   int64_t panels, chunks, chunk_blocks;
   int64_t sums_at, chunks_at, refs_at, data_at, size;  // offsets in bytes
+  uint64_t checksum;                                   // of all that is above
 };
 constexpr int32_t kMagic = 0x53514c54;
 
@@ -34,7 +38,8 @@ struct TiledWeight {
 // neighbouring inputs hold at most two non-zeros; depthwise where every group has one input and one output.
 AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa);
 
-// Throws std::invalid_argument where the bytes are no tiles for this shape, or not at a multiple of 64.
+// Throws std::invalid_argument where the header is not as it was made, the bytes are not all there, not at a
+// multiple of 64, or not for this shape.
 TiledWeight view_tiles(const uint8_t* bytes, int64_t size, const WeightShape& shape);
 
 const Kernels& kernels(Isa isa);

@@ -1,8 +1,7 @@
 """`save` and `load`: one safetensors file with a JSON header. Nothing pickled, nothing executed.
 
-Tensors are stored by the smallest of three encodings: plain; sparse (the non-zero values and a
-bitmap of where they are, one bit an element, first element in the low bit; -0 comes back as 0);
-int4 (two to a byte, weights of at most four bits). A SHA-256 of it all tells a damaged file.
+Each tensor has the smallest of four encodings (`sparseq.flow.encodings`), 2:4 weights among them. A
+SHA-256 of it all tells a damaged file. docs/format.md says how to read one without sparseq.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ import json
 import os
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparseq import ops
 from sparseq.files import atomic_path
 from sparseq.flow.convert import set_module
+from sparseq.flow.encodings import decode, encode
 from sparseq.flow.prepare import attach, layers_of
 from sparseq.nn import InputGrid, SparseQuantLayer, integer_type
 from sparseq.packed import PackedWeight
@@ -28,50 +26,6 @@ from sparseq.spec import Layer, Quant
 Model = TypeVar("Model", bound=nn.Module)
 KEY = "sparseq"
 VERSION = 1
-
-
-def _encode(name: str, tensor: Tensor, int4: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensor = tensor.detach().cpu().contiguous()
-    entry = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-    flat = tensor.flatten()
-    if flat.numel() >= 64:
-        bits = 4 if int4 else 8 * tensor.element_size()
-        nonzero = flat != 0
-        if bits * float(nonzero.float().mean()) + 1 < bits and not int4:
-            bitmap = torch.from_numpy(np.packbits(nonzero.numpy(), bitorder="little"))
-            parts = {f"{name}::values": flat[nonzero], f"{name}::bitmap": bitmap}
-            return parts, {**entry, "encoding": "sparse"}
-        if int4:
-            return {f"{name}::int4": ops.pack_int4(flat)}, {**entry, "encoding": "int4"}
-    return {name: tensor}, {**entry, "encoding": "plain"}
-
-
-def _decode(name: str, entry: dict[str, Any], parts: dict[str, Tensor], like: Tensor) -> Tensor:
-    """One tensor back; `like` says what shape and dtype the model has room for."""
-    dtype = str(like.dtype).removeprefix("torch.")
-    if entry.get("dtype") != dtype or entry.get("shape") != list(like.shape):
-        raise ValueError(
-            f"{name} must be {dtype} {list(like.shape)}, "
-            f"got {entry.get('dtype')} {entry.get('shape')}"
-        )
-    encoding, count = entry.get("encoding"), like.numel()
-    if encoding == "sparse":
-        values, bitmap = parts[f"{name}::values"], parts[f"{name}::bitmap"]
-        if bitmap.dtype != torch.uint8 or bitmap.numel() != (count + 7) // 8:
-            raise ValueError(f"{name}: the bitmap must have {(count + 7) // 8} bytes")
-        kept = torch.from_numpy(np.unpackbits(bitmap.numpy(), bitorder="little")).bool()
-        if bool(kept[count:].any()) or int(kept.sum()) != values.numel():
-            raise ValueError(f"{name}: the bitmap must mark {values.numel()} values")
-        tensor = torch.zeros(count, dtype=values.dtype).masked_scatter_(kept[:count], values)
-    elif encoding == "int4":
-        tensor = ops.unpack_int4(parts[f"{name}::int4"], count, like.dtype == torch.int8)
-    elif encoding == "plain":
-        tensor = parts[name]
-    else:
-        raise ValueError(f"{name}: the encoding must be plain, sparse or int4, got {encoding!r}")
-    if tensor.dtype != like.dtype or tensor.numel() != count:
-        raise ValueError(f"{name} must hold {count} values of {dtype}")
-    return tensor.reshape(like.shape)
 
 
 def _structure(model: nn.Module) -> dict[str, Any]:
@@ -124,7 +78,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     entries: dict[str, Any] = {}
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
-            parts, entries[name] = _encode(name, value, name in int4)
+            parts, entries[name] = encode(name, value, name in int4)
             tensors.update({key: part.clone() for key, part in parts.items()})
     header = {**_structure(model), "tensors": entries}
     text = json.dumps(header)
@@ -207,7 +161,7 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         state: dict[str, Any] = dict(header["states"])
         for name, like in draft.state_dict().items():
             if isinstance(like, Tensor):
-                state[name] = _decode(name, header["tensors"][name], parts, like)
+                state[name] = decode(name, header["tensors"][name], parts, like)
         unknown = header["tensors"].keys() - state.keys()
         if unknown:
             raise ValueError(f"the model has no {sorted(unknown)[0]}")

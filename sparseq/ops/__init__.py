@@ -12,6 +12,7 @@ from sparseq.ops.affine import (
     unpack_int4,
 )
 from sparseq.ops.gemm import int8_conv2d, int8_linear, int8_tiles, tile_kind
+from sparseq.ops.sparse24 import mask_24, pack_24, unpack_24
 from sparseq.ops.weight_only import int4_linear, linear_24
 
 __all__ = [
@@ -23,10 +24,13 @@ __all__ = [
     "int8_tiles",
     "kernels",
     "linear_24",
+    "mask_24",
     "minmax",
+    "pack_24",
     "pack_int4",
     "quantize",
     "tile_kind",
+    "unpack_24",
     "unpack_int4",
 ]
 

@@ -64,12 +64,11 @@ static Weights make(const WeightShape& s, int fill, bool sparse) {
       }
     w.values.resize(static_cast<std::size_t>(rows * values_24(s.in_channels)));
     w.indices.resize(static_cast<std::size_t>(rows * index_bytes_24(s.in_channels)));
-    expect(pack_24(w.dense.data(), rows, s.in_channels, w.values.data(), w.indices.data()) == Format24::ok, "pack_24",
-           "", {rows, s.in_channels});
+    const Shape24 shape{rows, s.in_channels};
+    expect(pack_24(w.dense.data(), shape, w.values.data(), w.indices.data(), 0, rows).ok(), "pack_24", "",
+           {rows, s.in_channels});
     std::vector<int8_t> back(w.dense.size(), 1);
-    expect(unpack_24(w.values.data(), static_cast<int64_t>(w.values.size()), w.indices.data(),
-                     static_cast<int64_t>(w.indices.size()), rows, s.in_channels, back.data()) == Format24::ok &&
-               back == w.dense,
+    expect(unpack_24(w.values.data(), w.indices.data(), shape, back.data(), 0, rows).ok() && back == w.dense,
            "unpack_24", "", {rows, s.in_channels});
   }
   return w;
@@ -315,28 +314,29 @@ static void rows() {
 
 static void fuzz24() {
   for (int t = 0; t < 20000; ++t) {
-    const int64_t rows = uniform(0, 3), columns = uniform(0, 20);
-    std::vector<int8_t> v(static_cast<std::size_t>(rows * values_24(columns) + (uniform(0, 9) == 0)));
-    std::vector<uint8_t> x(static_cast<std::size_t>(rows * index_bytes_24(columns) + (uniform(0, 9) == 0)));
+    const Shape24 shape{uniform(0, 3), uniform(0, 20), uniform(1, 3)};
+    const int64_t rows = shape.rows();
+    std::vector<int8_t> v(static_cast<std::size_t>(rows * values_24(shape.columns)));
+    std::vector<uint8_t> x(static_cast<std::size_t>(rows * index_bytes_24(shape.columns)));
     for (auto& b : v) b = static_cast<int8_t>(uniform(-128, 127));
     for (auto& b : x) b = static_cast<uint8_t>(uniform(0, 3) ? 0x44 : uniform(0, 255));
-    std::vector<int8_t> out(static_cast<std::size_t>(rows * columns), 9);
-    const auto e = unpack_24(v.data(), static_cast<int64_t>(v.size()), x.data(), static_cast<int64_t>(x.size()), rows,
-                             columns, out.data());
-    if (e == Format24::ok) {
+    std::vector<int8_t> out(static_cast<std::size_t>(rows * shape.columns), 9);
+    const Fault24 fault = unpack_24(v.data(), x.data(), shape, out.data(), 0, rows);
+    if (fault.ok()) {
       std::vector<int8_t> v2(v.size());
       std::vector<uint8_t> x2(x.size());
       std::vector<int8_t> again(out.size());
-      expect(pack_24(out.data(), rows, columns, v2.data(), x2.data()) == Format24::ok, "fuzz pack", "", {t});
-      unpack_24(v2.data(), static_cast<int64_t>(v2.size()), x2.data(), static_cast<int64_t>(x2.size()), rows, columns,
-                again.data());
+      expect(pack_24(out.data(), shape, v2.data(), x2.data(), 0, rows).ok(), "fuzz pack", "", {t});
+      unpack_24(v2.data(), x2.data(), shape, again.data(), 0, rows);
       expect(again == out, "fuzz round trip", "", {t});
     } else
-      for (auto b : out) expect(b == 9, "fuzz untouched", describe(e), {t});
+      for (auto b : out) expect(b == 9, "fuzz untouched", describe(fault.error), {t});
   }
   const float w[8] = {1, -3, 3, 3, NAN, 0, -0.f, 2};
+  uint32_t bits[8];
+  std::memcpy(bits, w, sizeof w);
   uint8_t m[8];
-  mask_24(w, m, 1, 8);
+  mask_24(bits, uint32_t{0x7f800000}, m, {1, 8}, 0, 1);
   const uint8_t want[8] = {0, 1, 1, 0, 0, 1, 0, 1};
   expect(std::memcmp(m, want, 8) == 0, "mask_24", "", {});
 }

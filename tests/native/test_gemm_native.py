@@ -3,6 +3,7 @@
 gemm.cpp compares scalar, AVX2, AVX-VNNI and AVX-512-VNNI with an int64 reference, bit for bit.
 """
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,8 @@ SOURCES = [
     "sparse24/format.cpp",
 ]
 FLAGS = "-O1 -std=c++20 -ffp-contract=off -fno-math-errno -Wno-psabi -DSPARSEQ_PORTABLE_INTRINSICS"
+if os.environ.get("SPARSEQ_SANITIZE") == "1":
+    FLAGS += " -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -43,4 +46,4 @@ def test_every_isa(tmp_path):
     ]
     subprocess.run(command, check=True)
     done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0 and " 0 failures" in done.stdout, done.stdout
+    assert done.returncode == 0 and " 0 failures" in done.stdout, done.stdout + done.stderr

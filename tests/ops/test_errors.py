@@ -269,6 +269,7 @@ RAW = {
     "pack a scalar": lambda: raw.pack_int4(int8[0, 0]),
     "pack floats": lambda: raw.pack_int4(x),
     "unpack columns": lambda: raw.unpack_int4(int8.to(torch.uint8), 100, True),
+    "unpack far too many": lambda: raw.unpack_int4(int8.to(torch.uint8), 2**63 - 1, True),
     "unpack negative": lambda: raw.unpack_int4(int8.to(torch.uint8), -12, True),
     "unpack a scalar": lambda: raw.unpack_int4(int8[0, 0].to(torch.uint8), 2, True),
     "linear K": lambda: raw.int8_linear(int8, int8[:, :3], ones, None, None, None),

@@ -31,6 +31,8 @@ pixels = torch.arange(144, dtype=torch.int32).to(torch.int8).reshape(2, 4, 3, 6)
 nibbles, fine = raw.pack_int4(weight), torch.rand(5, 3) * 3
 kept, positions = torch.rand(5, 4), torch.tensor([[0x94], [0xE4], [0xD8], [0x4C], [0xEE]])
 positions, halves = positions.to(torch.uint8), x.bfloat16()
+halved = weight * (torch.arange(6) % 2).to(torch.int8)  # 2:4
+halved_taps = taps * torch.tensor([0, 1], dtype=torch.int8).reshape(2, 1, 1)
 
 
 def leaf(value):
@@ -128,6 +130,14 @@ ROWS = {
         (x.transpose(0, 1)[:0], kept, positions, scales),
     ],
     "int8_tiles": [(weight, 1), (taps[:4], 2), (taps[:4, :1], 4)],
+    "mask_24": [(x,), (image.half(),), (x.transpose(0, 2).bfloat16(),), (x[:0],)],
+    "pack_24": [
+        (halved,),
+        (halved.T.contiguous().T.half(),),
+        (halved_taps,),
+        (halved_taps.float(),),
+    ],
+    "unpack_24": [(*raw.pack_24(halved), 6), (*raw.pack_24(halved_taps.float()), 2)],
 }
 
 
