@@ -28,7 +28,7 @@ STABLE_TORCH_LIBRARY(sparseq, m) {
   m.def(
       "int8_conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, int[] "
       "stride, int[] padding, int[] dilation, int groups, Tensor? tiles=None) -> Tensor");
-  m.def("int8_tiles(Tensor weight, int groups) -> Tensor");
+  m.def("int8_tiles(Tensor weight, int groups, str kind=\"auto\") -> Tensor");
   // weight_only
   m.def(
       "int4_linear(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, bool signed=True) -> "

@@ -74,7 +74,11 @@ Tensor int8_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& scal
   return y;
 }
 
-Tensor int8_tiles_cpu(const Tensor& weight, int64_t groups) {
+Tensor int8_tiles_cpu(const Tensor& weight, int64_t groups, std::string kind) {
+  STD_TORCH_CHECK(kind == "auto" || kind == "dense" || kind == "2:4",
+                  "int8_tiles: kind must be auto, dense or 2:4, got ", kind);
+  std::optional<TileKind> wanted;
+  if (kind != "auto") wanted = kind == "dense" ? TileKind::dense : TileKind::sparse24;
   STD_TORCH_CHECK(
       weight.scalar_type() == ScalarType::Char && (weight.dim() == 2 || weight.dim() == 4) && weight.numel() > 0 &&
           groups >= 1 && weight.size(0) % groups == 0,
@@ -83,7 +87,7 @@ Tensor int8_tiles_cpu(const Tensor& weight, int64_t groups) {
   const Tensor dense = torch::stable::contiguous(weight);
   const int64_t taps = weight.dim() == 4 ? weight.size(2) * weight.size(3) : 1;
   const WeightShape shape{groups, weight.size(0) / groups, taps, weight.size(1)};
-  const AlignedBytes bytes = make_tiles(channels_inside(dense).data(), shape, active_isa());
+  const AlignedBytes bytes = make_tiles(channels_inside(dense).data(), shape, active_isa(), wanted);
   Tensor tiles = torch::stable::empty({int64_t(bytes.size())}, ScalarType::Byte);
   std::memcpy(tiles.mutable_data_ptr(), bytes.data(), bytes.size());
   return tiles;

@@ -86,7 +86,7 @@ CacheSizes cache_sizes() {
   return sizes;
 }
 
-AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa) {
+AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa, std::optional<TileKind> wanted) {
   if (shape.groups > 1 && shape.out_channels == 1 && shape.in_channels == 1) {
     std::vector<int32_t> pairs, sums;
     pack_depthwise(weight, shape.groups, shape.taps, pairs, sums);
@@ -98,6 +98,7 @@ AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa)
     return finish(header, std::move(bytes));
   }
   const Layout& layout = kernels(isa).layout;
+  if (wanted == TileKind::dense) return flatten(pack_dense(weight, shape, layout, cache_sizes()), TileKind::dense, isa);
   const int64_t rows = shape.groups * shape.out_channels * shape.taps;
   std::vector<int8_t> values(size_t(rows * values_24(shape.in_channels)));
   std::vector<uint8_t> indices(size_t(rows * index_bytes_24(shape.in_channels)));
@@ -106,6 +107,8 @@ AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa)
   if (sparse) {
     return flatten(pack_sparse24(values.data(), indices.data(), shape, layout, cache_sizes()), TileKind::sparse24, isa);
   }
+  if (wanted == TileKind::sparse24)
+    throw std::invalid_argument("weight must hold at most 2 non-zeros in every 4 neighbouring inputs, and 4 inputs");
   return flatten(pack_dense(weight, shape, layout, cache_sizes()), TileKind::dense, isa);
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "../core/isa.h"
@@ -34,9 +35,11 @@ struct TiledWeight {
   const int32_t* pairs;  // depthwise
 };
 
-// weight: OHWI, [groups * out_channels, taps, in_channels], any int8 values. 2:4 where every four
-// neighbouring inputs hold at most two non-zeros; depthwise where every group has one input and one output.
-AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa);
+// weight: OHWI, [groups * out_channels, taps, in_channels], any int8 values. Depthwise where every group has one
+// input and one output. Else as wanted; without a wish 2:4 where every four neighbouring inputs hold at most two
+// non-zeros, or dense. Throws std::invalid_argument where 2:4 is wanted of a weight that is not.
+AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa,
+                        std::optional<TileKind> wanted = std::nullopt);
 
 // Throws std::invalid_argument where the header is not as it was made, the bytes are not all there, not at a
 // multiple of 64, or not for this shape.

@@ -172,7 +172,7 @@ def int8_conv2d(
     )
 
 
-def int8_tiles(weight: Tensor, groups: int = 1) -> Tensor:
+def int8_tiles(weight: Tensor, groups: int = 1, kind: str = "auto") -> Tensor:
     """Pack a weight for the kernels of this machine: done once, on load; never saved.
 
     A weight of which every four neighbouring inputs (of every tap) hold at most two non-zeros is
@@ -181,13 +181,14 @@ def int8_tiles(weight: Tensor, groups: int = 1) -> Tensor:
     Args:
         weight: int8 `[N, K]`, or `[O, C / groups, kH, kW]`, not empty.
         groups: of the convolution.
+        kind: "auto", "dense", or "2:4"; a depthwise weight is packed as such whatever is asked.
 
     Returns:
         uint8, of a length and content that depend on the machine's ISA.
 
     Raises:
         TypeError: weight is not int8.
-        ValueError: a shape.
+        ValueError: a shape, or "2:4" for a weight that is not.
 
     Reference:
         Mishra et al. 2021, Accelerating Sparse Deep Neural Networks, section 3 (2:4).
@@ -201,7 +202,9 @@ def int8_tiles(weight: Tensor, groups: int = 1) -> Tensor:
             "int8_tiles: weight must be [N, K] or [O, I, kH, kW], not empty, with rows a multiple "
             f"of groups = {groups}, got {tuple(weight.shape)}"
         )
-    return _ops.int8_tiles(weight, groups)
+    if kind not in ("auto", "dense", "2:4"):
+        raise ValueError(f"int8_tiles: kind must be 'auto', 'dense' or '2:4', got {kind!r}")
+    return _ops.int8_tiles(weight, groups, kind)
 
 
 def tile_kind(tiles: Tensor) -> str:
@@ -226,6 +229,6 @@ def _(x, weight, scale, x_zero, weight_zero, bias, stride, padding, dilation, gr
 
 
 @torch.library.register_fake("sparseq::int8_tiles")
-def _(weight, groups):  # type: ignore[no-untyped-def]
+def _(weight, groups, kind="auto"):  # type: ignore[no-untyped-def]
     size = torch.library.get_ctx().new_dynamic_size()
     return weight.new_empty(size, dtype=torch.uint8)

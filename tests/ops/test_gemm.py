@@ -217,7 +217,7 @@ def tiled_weights(kind, depth, outputs):
 )
 def test_tiles_equal_reference(isa, kind):
     for depth in (1, 3, 4, 7, 8, 16, 31, 33, 64, 130, 300):
-        for rows, outputs in ((1, 1), (4, 17), (6, 70), (21, 9)):
+        for rows, outputs in ((1, 1), (4, 17), (6, 70), (21, 9), (16, 33)):
             weight = tiled_weights(kind, depth, outputs)
             tiles = ops.int8_tiles(weight)
             if kind.endswith("2:4") and depth >= 4:
@@ -249,6 +249,18 @@ def test_conv_tiles_equal_reference(isa, threads, groups, two_of_four):
             wanted = reference.int8_conv2d(arranged, weight, *arguments)
             got = ops.int8_conv2d(arranged, weight, *arguments, tiles)
             testing.assert_equal(got, wanted, message=layout)
+
+
+def test_a_24_weight_may_be_packed_dense(isa):
+    weight, x = tiled_weights("full 2:4", 33, 18), byte_values((7, 33), torch.int8)
+    wanted = ops.int8_linear(x, weight, torch.ones(18), tiles=ops.int8_tiles(weight, 1, "2:4"))
+    tiles = ops.int8_tiles(weight, kind="dense")
+    assert ops.tile_kind(tiles) == "dense"
+    testing.assert_equal(ops.int8_linear(x, weight, torch.ones(18), tiles=tiles), wanted)
+    with pytest.raises(ValueError, match="weight must hold at most 2 non-zeros in every 4"):
+        ops.int8_tiles(torch.ones(3, 8, dtype=torch.int8), kind="2:4")
+    with pytest.raises(ValueError, match="kind must be 'auto', 'dense' or '2:4', got 'sparse'"):
+        ops.int8_tiles(weight, kind="sparse")
 
 
 def test_tiles_of_another_isa_are_made_anew():

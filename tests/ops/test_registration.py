@@ -129,7 +129,7 @@ ROWS = {
         (halves[0], kept, positions, scales),
         (x.transpose(0, 1)[:0], kept, positions, scales),
     ],
-    "int8_tiles": [(weight, 1), (taps[:4], 2), (taps[:4, :1], 4)],
+    "int8_tiles": [(weight, 1), (taps[:4], 2), (taps[:4, :1], 4), (halved, 1, "dense")],
     "mask_24": [(x,), (image.half(),), (x.transpose(0, 2).bfloat16(),), (x[:0],)],
     "pack_24": [
         (halved,),
