@@ -53,10 +53,15 @@ class Work:
 
     def distance(self, other: Work) -> float:
         """How unlike two shapes are: squared differences of the logarithms."""
-        pairs = zip(self._numbers(), other._numbers(), strict=True)
+        pairs = zip(self._weighed(), other._weighed(), strict=True)
         return sum((math.log2(a) - math.log2(b)) ** 2 for a, b in pairs)
 
-    def _numbers(self) -> tuple[int, ...]:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, inputs, outputs, taps, groups."""
+        return (self.rows, self.inputs, self.outputs, self.taps, self.groups)
+
+    def _weighed(self) -> tuple[int, ...]:
         # twice the weight for taps and groups: they change the kernel, not only its size
         return (self.rows, self.inputs, self.outputs, self.taps**2, self.groups**2)
 
