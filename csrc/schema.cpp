@@ -2,6 +2,13 @@
 // autograd: sparseq/ops; definitions: sparseq/reference.py.
 #include <torch/csrc/stable/library.h>
 
+// What the INT8 products take beside their operands.
+#define SPARSEQ_FUSED                                                                                           \
+  "Tensor? x_scale=None, int x_min=-128, int x_max=127, str activation='none', Tensor? residual=None, Tensor? " \
+  "residual_scale=None, Tensor? residual_zero=None, ScalarType? dtype=None, Tensor? y_scale=None, Tensor? "     \
+  "y_zero=None, "                                                                                               \
+  "int y_min=-128, int y_max=127"
+
 STABLE_TORCH_LIBRARY(sparseq, m) {
   // affine
   m.def(
@@ -24,10 +31,10 @@ STABLE_TORCH_LIBRARY(sparseq, m) {
   // gemm
   m.def(
       "int8_linear(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, Tensor? "
-      "tiles=None) -> Tensor");
+      "tiles=None, *, " SPARSEQ_FUSED ") -> Tensor");
   m.def(
       "int8_conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, int[] "
-      "stride, int[] padding, int[] dilation, int groups, Tensor? tiles=None) -> Tensor");
+      "stride, int[] padding, int[] dilation, int groups, Tensor? tiles=None, *, " SPARSEQ_FUSED ") -> Tensor");
   m.def("int8_tiles(Tensor weight, int groups, str kind=\"auto\") -> Tensor");
   // weight_only
   m.def(

@@ -48,6 +48,24 @@ inline Tensor fresh_like(const Tensor& x, ScalarType dtype, size_t element_size)
                                   [size](void* data) { give_block(data, size); });
 }
 
+// An uninitialised output on the CPU, row-major, or channels_last where it is an image.
+inline Tensor fresh(const std::vector<int64_t>& sizes, ScalarType dtype, size_t element_size, bool channels_last) {
+  using torch::headeronly::MemoryFormat;
+  size_t size = element_size;
+  for (const int64_t n : sizes) size *= size_t(n);
+  if (size < kRecycled)
+    return torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt,
+                                channels_last ? std::optional(MemoryFormat::ChannelsLast) : std::nullopt);
+  std::vector<int64_t> strides(sizes.size(), 1);
+  if (channels_last)
+    strides = {sizes[1] * sizes[2] * sizes[3], 1, sizes[1] * sizes[3], sizes[1]};
+  else
+    for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * sizes[d];
+  void* block = take_block(size);
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  return torch::stable::from_blob(block, sizes, strides, cpu, dtype, [size](void* data) { give_block(data, size); });
+}
+
 // x, or a copy of it laid out as `like`.
 inline Tensor laid_out_as(const Tensor& x, const Tensor& like) {
   if (same_strides(x, like)) return x;
@@ -69,6 +87,9 @@ inline bool is_dense(const Tensor& x) {
   }
   return true;
 }
+
+// torch.contiguous costs a trip through the dispatcher even where there is nothing to do.
+inline Tensor made_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
 inline std::string shape_of(const Tensor& x) {
   std::string text = "[";

@@ -45,27 +45,24 @@ struct WorkPlan {
 
 WorkPlan plan_work(const Tiling& weight, int64_t rows, const CacheSizes& caches, int threads);
 
-enum class RowMode : int32_t {
-  fixed_u8,    // scale and zero_point given
-  fixed_s8,    // likewise; stored + 128
-  dynamic_s8,  // per row: scale = absmax / 127, zero point 0; stored + 128
-  dynamic_u8   // per row: scale = (max - min) / 255 over the row and 0
-};
-
-// q = clamp(rne(x / scale) + zero_point), NaN -> zero_point: the rule of section 4 of the design.
+// What becomes prepared rows. Floats are quantised, q = clamp(rne(x / scale) + zero_point, low, high) with
+// NaN -> zero_point (section 4 of the design); bytes are copied. Signed values are stored + 128.
 struct RowQuantizer {
-  RowMode mode = RowMode::dynamic_u8;
-  const void* input = nullptr;  // f32 or bf16
+  const void* input = nullptr;
   Element input_type = Element::f32;
   int64_t columns = 0;
-  int64_t input_stride = 0;     // elements
-  float scale = 1.0f;           // fixed modes
-  int32_t zero_point = 0;       // fixed modes, of the u8 or s8 value itself
-  int32_t low = 0, high = 255;  // fixed modes
+  int64_t input_stride = 0;  // elements from row to row
+  int64_t input_step = 1;    // and from column to column; other than 1 (planes) not with dynamic
+  // Each row on its own range, NaN left out: symmetric over [-high, high] where low < 0, else the range of
+  // the row and 0 over [low, high].
+  bool dynamic = false;
+  float scale = 1.0f;           // unless dynamic
+  int32_t zero_point = 0;       // unless dynamic
+  int32_t low = 0, high = 255;  // low < 0: signed
   uint8_t* output = nullptr;
   int64_t output_stride = 0;    // bytes, >= columns; the bytes between are set to 0
-  float* row_scale = nullptr;   // [rows], dynamic modes: Epilogue::row_scale
-  int32_t* row_zero = nullptr;  // [rows], dynamic modes: Epilogue::row_zero (+ 128 included)
+  float* row_scale = nullptr;   // [rows] or null: Epilogue::row_scale
+  int32_t* row_zero = nullptr;  // [rows] or null: Epilogue::row_zero (+ 128 included)
 };
 
 struct Depthwise {
@@ -86,10 +83,8 @@ struct Kernels {
   void (*run)(const Tiles&, const Input&, const Epilogue&, const WorkPlan&, int64_t begin, int64_t end);
   // Output pixels [begin, end); the input as for run.
   void (*depthwise)(const Depthwise&, const Input&, const Epilogue&, int64_t begin, int64_t end);
-  void (*quantize_rows)(const RowQuantizer&, int64_t begin, int64_t end);
-  // Copies int8 rows into prepared form: adds 128 where is_signed, pads with zeros up to output_stride.
-  void (*shift_rows)(const uint8_t* input, int64_t input_stride, int64_t columns, bool is_signed, uint8_t* output,
-                     int64_t output_stride, int64_t begin, int64_t end);
+  void (*quantize_rows)(const RowQuantizer&, int64_t begin, int64_t end);  // f32 and bf16
+  void (*shift_rows)(const RowQuantizer&, int64_t begin, int64_t end);     // the same for bytes: u8 and s8
 };
 
 const Kernels& kernels_scalar();

@@ -66,7 +66,8 @@ def check_grouping(op: str, x: Tensor, axis: int | None, group_size: int | None)
         )
 
 
-def _values_visible(x: Tensor) -> bool:
+def values_visible(x: Tensor) -> bool:
+    """Whether values may be looked at: x is a plain tensor on the CPU, and nothing is traced."""
     return (
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -123,7 +124,7 @@ def check_affine(
         if zero_point.dtype not in (torch.float32, torch.int32):
             zero_point = zero_point.to(torch.int32)
         _check_shape(op, "zero_point", zero_point, x, axis, group_size)
-    if _values_visible(scale) and scale.numel():
+    if values_visible(scale) and scale.numel():
         _check_values(op, scale, given, quant_min, quant_max)
     return scale, zero_point
 

@@ -1,68 +1,28 @@
-"""INT8 products with an exact int32 sum: linear and two-dimensional convolution, float32 out.
+"""INT8 products with an exact int32 sum: linear and two-dimensional convolution.
 
-y = float32(sum (x - x_zero) * (w - w_zero)) * scale + bias
+What comes before and after is part of the op: quantising a float input, adding a residual, an
+activation, quantising the result. So a layer is one pass over its input and one over its output.
+
+    q = x, or x quantised                       (clamp(rne(x / x_scale) + x_zero), as ops.quantize)
+    y = float32(sum (q - x_zero) * (w - w_zero)) * (scale * x_scale) + bias + residual
+    y = activation(y), then stored as dtype     (integers as ops.quantize)
+
+Each step is one float32 operation, so that the result equals that of the separate ops bit for bit.
+None of it has a gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparseq.ops.check import check_tensor
+from sparseq.ops.check_int8 import check_operands, check_weight, check_windows, fused_arguments
 
 _ops = torch.ops.sparseq
-
-MAX_DEPTH = 33025  # products of one sum that surely fit int32: (2^31 - 1) / 255^2
-
-
-def _check_bytes(op: str, **tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        check_tensor(op, name, tensor)
-        if tensor.dtype not in (torch.int8, torch.uint8):
-            got = str(tensor.dtype).removeprefix("torch.")
-            raise TypeError(f"{op}: {name} must be int8 or uint8, got {got}")
-
-
-def _check_weight(
-    op: str,
-    weight: Tensor,
-    scale: Tensor,
-    x_zero: Tensor | None,
-    weight_zero: Tensor | None,
-    bias: Tensor | None,
-) -> None:
-    outputs, depth = weight.shape[0], weight[0].numel() if weight.shape[0] else 0
-    if depth > MAX_DEPTH:
-        raise ValueError(
-            f"{op}: weight must have at most {MAX_DEPTH} inputs an output for an exact int32 sum, "
-            f"got {depth}"
-        )
-    for name, tensor in (("scale", scale), ("bias", bias)):
-        if tensor is not None and (tensor.shape != (outputs,) or tensor.dtype != torch.float32):
-            got = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-            raise ValueError(f"{op}: {name} must be float32 of shape ({outputs},), got {got}")
-    for name, tensor, count in (("x_zero", x_zero, 1), ("weight_zero", weight_zero, outputs)):
-        if tensor is not None and (tensor.numel() != count or tensor.dtype != torch.int32):
-            got = f"{tensor.numel()} of {str(tensor.dtype).removeprefix('torch.')}"
-            raise ValueError(f"{op}: {name} must hold {count} int32 values, got {got}")
-
-
-def _check_windows(x: Tensor, weight: Tensor, **arguments: Sequence[int]) -> None:
-    for name, values in arguments.items():
-        least = 0 if name == "padding" else 1
-        if len(values) != 2 or min(values) < least:
-            raise ValueError(
-                f"int8_conv2d: {name} must be two numbers of at least {least}, got {tuple(values)}"
-            )
-    for d in range(2):
-        padded = x.shape[d + 2] + 2 * arguments["padding"][d]
-        if padded <= arguments["dilation"][d] * (weight.shape[d + 2] - 1):
-            raise ValueError(
-                "int8_conv2d: weight must not be larger than the padded x, got "
-                f"{tuple(weight.shape)} and {tuple(x.shape)}"
-            )
 
 
 def int8_linear(
@@ -73,38 +33,86 @@ def int8_linear(
     weight_zero: Tensor | None = None,
     bias: Tensor | None = None,
     tiles: Tensor | None = None,
+    *,
+    x_scale: Tensor | None = None,
+    x_range: tuple[int, int] | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    residual_scale: Tensor | None = None,
+    residual_zero: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    y_scale: Tensor | None = None,
+    y_zero: Tensor | None = None,
+    y_range: tuple[int, int] | None = None,
 ) -> Tensor:
-    """INT8 linear: `y[m, n] = (sum_k (x[m, k] - zx) (w[n, k] - zw[n])) * scale[n] + bias[n]`.
+    """INT8 linear: `y[m, n] = (sum_k (q[m, k] - zx) (w[n, k] - zw[n])) * scale[n] + bias[n]`.
 
     The sum is exact in int32 at the full 8-bit range, on every ISA; it is rounded to float32 once.
+    q is x, or x quantised: on one grid (`clamp(rne(x / x_scale) + x_zero)`, NaN gives x_zero), or
+    without x_scale on a grid of each row (last dimension, "per token"), over the range of the row
+    and 0, NaN left out. With x_range below 0 that grid is symmetric, `s = absmax / x_range[1]`,
+    zero point 0; else `s = (max - min) / (x_range[1] - x_range[0])` and the zero point is
+    `rne(x_range[0] - min / s)`; where s is not positive and finite it is 1. Then
+    `y = ((sum * (scale * x_scale)) * s[m] + bias) + residual`, the activation, and dtype.
 
     Args:
-        x: int8 or uint8 `[..., K]`, K at most 33025.
+        x: int8, uint8, float32 or bfloat16 `[..., K]`, any strides, K at most 33025.
         weight: int8 or uint8 `[N, K]`.
-        scale: float32 `[N]`: x's scale times the weight's.
-        x_zero: int32, one element, or None for 0.
+        scale: float32 `[N]`: the weight's scale; x's multiplied in where x_scale is not given.
+        x_zero: int32, one element, or None for 0; None for a float x without x_scale.
         weight_zero: int32 `[N]`, or None for 0.
         bias: float32 `[N]`, or None.
         tiles: what `int8_tiles` made of weight; without them they are made anew in each call.
+        x_scale: float32, one element, positive and finite.
+        x_range: least and greatest integer that a float x is quantised to, in [-128, 127] (the
+            default, all of it) or [0, 255].
+        activation: "none", "relu", "relu6" or "hardswish", as torch computes them.
+        residual: added before the activation: y's shape, float32, bfloat16, or int8 or uint8 with
+            residual_scale; any strides.
+        residual_scale: float32, one element: `(residual - residual_zero) * residual_scale` is
+            added.
+        residual_zero: int32, one element, or None for 0.
+        dtype: of y: float32, bfloat16 (rounded to nearest even), int8 or uint8. None takes x's if
+            that is floating, else float32.
+        y_scale: float32, one element; for int8 and uint8, which hold
+            `clamp(rne(y / y_scale) + y_zero)`, y_zero where y is NaN.
+        y_zero: int32, one element, or None for 0.
+        y_range: least and greatest integer of y; None takes all of dtype's.
 
     Returns:
-        float32 `[..., N]`.
+        dtype `[..., N]`, contiguous.
 
     Raises:
-        TypeError: x or weight is not int8 or uint8.
-        ValueError: a shape.
+        TypeError: a dtype.
+        ValueError: a shape, a range, or an argument without the one that it belongs to.
 
     Reference:
         Jacob et al. 2018, section 2.2-2.4.
     """
-    _check_bytes("int8_linear", x=x, weight=weight)
+    check_operands("int8_linear", x, weight)
     if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             "int8_linear: x must be [..., K] and weight [N, K], got "
             f"{tuple(x.shape)} and {tuple(weight.shape)}"
         )
-    _check_weight("int8_linear", weight, scale, x_zero, weight_zero, bias)
-    return _ops.int8_linear(x, weight, scale, x_zero, weight_zero, bias, tiles)
+    check_weight("int8_linear", weight, scale, weight_zero, bias)
+    options = fused_arguments(
+        "int8_linear",
+        x,
+        (*x.shape[:-1], weight.shape[0]),
+        x_zero,
+        x_scale,
+        x_range,
+        activation,
+        residual,
+        residual_scale,
+        residual_zero,
+        dtype,
+        y_scale,
+        y_zero,
+        y_range,
+    )
+    return _ops.int8_linear(x, weight, scale, x_zero, weight_zero, bias, tiles, **options)
 
 
 def int8_conv2d(
@@ -119,13 +127,27 @@ def int8_conv2d(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
     tiles: Tensor | None = None,
+    *,
+    x_scale: Tensor | None = None,
+    x_range: tuple[int, int] | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    residual_scale: Tensor | None = None,
+    residual_zero: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    y_scale: Tensor | None = None,
+    y_zero: Tensor | None = None,
+    y_range: tuple[int, int] | None = None,
 ) -> Tensor:
     """INT8 convolution: as `int8_linear` over every window; padding counts as real zero.
 
+    A float x is quantised on one grid: x_scale must be given.
+
     Args:
-        x: int8 or uint8 `[N, C, H, W]`, any strides.
+        x: int8, uint8, float32 or bfloat16 `[N, C, H, W]`, any strides; channels_last is the
+            fastest.
         weight: int8 or uint8 `[O, C / groups, kH, kW]`, at most 33025 elements an output.
-        scale: float32 `[O]`.
+        scale: float32 `[O]`, as for `int8_linear`.
         x_zero: int32, one element, or None for 0.
         weight_zero: int32 `[O]`, or None for 0.
         bias: float32 `[O]`, or None.
@@ -134,15 +156,25 @@ def int8_conv2d(
         dilation: two values.
         groups: divides C and O.
         tiles: what `int8_tiles` made of weight and groups; else made anew in each call.
+        x_scale: as for `int8_linear`.
+        x_range: as for `int8_linear`.
+        activation: as for `int8_linear`.
+        residual: as for `int8_linear`, y's shape; copied unless channels_last.
+        residual_scale: as for `int8_linear`.
+        residual_zero: as for `int8_linear`.
+        dtype: as for `int8_linear`.
+        y_scale: as for `int8_linear`.
+        y_zero: as for `int8_linear`.
+        y_range: as for `int8_linear`.
 
     Returns:
-        float32 `[N, O, H', W']`, channels_last.
+        dtype `[N, O, H', W']`, channels_last.
 
     Raises:
-        TypeError: x or weight is not int8 or uint8.
-        ValueError: a shape.
+        TypeError: a dtype.
+        ValueError: a shape, a range, or an argument without the one that it belongs to.
     """
-    _check_bytes("int8_conv2d", x=x, weight=weight)
+    check_operands("int8_conv2d", x, weight)
     shapes_fit = (
         x.dim() == 4
         and weight.dim() == 4
@@ -155,21 +187,42 @@ def int8_conv2d(
             "int8_conv2d: x must be [N, C, H, W] and weight [O, C / groups, kH, kW] with O a "
             f"multiple of groups = {groups}, got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
-    _check_weight("int8_conv2d", weight, scale, x_zero, weight_zero, bias)
-    _check_windows(x, weight, stride=stride, padding=padding, dilation=dilation)
-    return _ops.int8_conv2d(
+    check_weight("int8_conv2d", weight, scale, weight_zero, bias)
+    check_windows(x, weight, stride=stride, padding=padding, dilation=dilation)
+    spatial = _output_size(x, weight, stride, padding, dilation)
+    options = fused_arguments(
+        "int8_conv2d",
         x,
-        weight,
-        scale,
+        (x.shape[0], weight.shape[0], *spatial),
         x_zero,
-        weight_zero,
-        bias,
-        list(stride),
-        list(padding),
-        list(dilation),
-        groups,
-        tiles,
+        x_scale,
+        x_range,
+        activation,
+        residual,
+        residual_scale,
+        residual_zero,
+        dtype,
+        y_scale,
+        y_zero,
+        y_range,
     )
+    windows = list(stride), list(padding), list(dilation), groups
+    return _ops.int8_conv2d(x, weight, scale, x_zero, weight_zero, bias, *windows, tiles, **options)
+
+
+def _output_size(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    rows, columns = (
+        (x.shape[d + 2] + 2 * padding[d] - dilation[d] * (weight.shape[d + 2] - 1) - 1) // stride[d]
+        + 1
+        for d in range(2)
+    )
+    return rows, columns
 
 
 def int8_tiles(weight: Tensor, groups: int = 1, kind: str = "auto") -> Tensor:
@@ -212,19 +265,24 @@ def tile_kind(tiles: Tensor) -> str:
     return ("dense", "2:4", "depthwise")[int(tiles[4:8].view(torch.int32))]
 
 
+def _stored(x: Tensor, options: dict[str, Any]) -> torch.dtype:
+    """The result's dtype."""
+    default = x.dtype if x.is_floating_point() else torch.float32
+    return options.get("dtype") or default
+
+
 @torch.library.register_fake("sparseq::int8_linear")
-def _(x, weight, scale, x_zero, weight_zero, bias, tiles=None):  # type: ignore[no-untyped-def]
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
+def _(x, weight, scale, x_zero, weight_zero, bias, tiles=None, **options):  # type: ignore[no-untyped-def]
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=_stored(x, options))
 
 
 @torch.library.register_fake("sparseq::int8_conv2d")
-def _(x, weight, scale, x_zero, weight_zero, bias, stride, padding, dilation, groups, tiles=None):  # type: ignore[no-untyped-def]
-    spatial = [
-        (x.shape[d + 2] + 2 * padding[d] - dilation[d] * (weight.shape[d + 2] - 1) - 1) // stride[d]
-        + 1
-        for d in range(2)
-    ]
-    y = x.new_empty((x.shape[0], weight.shape[0], *spatial), dtype=torch.float32)
+def _(  # type: ignore[no-untyped-def]
+    x, weight, scale, x_zero, weight_zero, bias, stride, padding, dilation, groups, tiles=None,
+    **options,
+):  # fmt: skip
+    spatial = _output_size(x, weight, stride, padding, dilation)
+    y = x.new_empty((x.shape[0], weight.shape[0], *spatial), dtype=_stored(x, options))
     return torch.empty_like(y, memory_format=torch.channels_last)
 
 
@@ -232,3 +290,9 @@ def _(x, weight, scale, x_zero, weight_zero, bias, stride, padding, dilation, gr
 def _(weight, groups, kind="auto"):  # type: ignore[no-untyped-def]
     size = torch.library.get_ctx().new_dynamic_size()
     return weight.new_empty(size, dtype=torch.uint8)
+
+
+# A float x that requires a gradient passes through without one, and without autograd's warning.
+_autograd = torch.library.Library("sparseq", "IMPL")
+for _name in ("int8_linear", "int8_conv2d"):
+    _autograd.impl(_name, torch.library.fallthrough_kernel, "Autograd")

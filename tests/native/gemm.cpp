@@ -273,14 +273,15 @@ static void rows() {
       std::vector<float> rs(M, 0.1f);
       std::vector<int32_t> rz(M, 0);
       RowQuantizer q;
-      q.mode = static_cast<RowMode>(t % 4);
+      const bool dynamic = t % 4 >= 2, is_signed = t % 2 == 1;
       q.input = x.data();
       q.columns = K;
       q.input_stride = K;
+      q.dynamic = dynamic;
       q.scale = 0.1f;
-      q.zero_point = t % 4 == 0 ? 31 : -5;
-      q.low = t % 4 == 0 ? 0 : -128;
-      q.high = t % 4 == 0 ? 255 : 127;
+      q.zero_point = is_signed ? -5 : 31;
+      q.low = is_signed ? -128 : 0;
+      q.high = is_signed ? 127 : 255;
       q.output = out.data();
       q.output_stride = stride;
       q.row_scale = rs.data();
@@ -289,13 +290,7 @@ static void rows() {
       bool ok = true;
       for (int64_t m = 0; m < M; ++m)
         for (int64_t c = 0; c < K; ++c) {
-          const int shift = (t % 4 == 1 || t % 4 == 2) ? 128 : 0,
-                    lo = t % 4 < 2    ? q.low
-                         : t % 4 == 2 ? -127
-                                      : 0,
-                    hi = t % 4 < 2    ? q.high
-                         : t % 4 == 2 ? 127
-                                      : 255;
+          const int shift = is_signed ? 128 : 0, lo = is_signed && dynamic ? -127 : q.low, hi = q.high;
           const int z = rz[m] - shift;
           const float v = x[m * K + c];
           double want = std::isnan(v) ? z : std::fmin(std::fmax(std::nearbyint(v / rs[m]) + z, lo), hi);

@@ -172,7 +172,7 @@ def test_other_affine_ops(call, error, text):
 
 ones = torch.ones(4)
 LINEAR = [
-    ({"x": x}, TypeError, "x must be int8 or uint8, got float32"),
+    ({"x": x.half()}, TypeError, "x must be int8, uint8, float32 or bfloat16, got float16"),
     ({"weight": x}, TypeError, "weight must be int8 or uint8, got float32"),
     (
         {"x": int8[:, :5]},
@@ -191,8 +191,50 @@ LINEAR = [
     ({"weight_zero": ones}, ValueError, "weight_zero must hold 4 int32 values, got 4 of float32"),
 ]
 
+float_x = {"x": x, "x_scale": ones[:1]}
+out8 = {"dtype": torch.int8, "y_scale": ones[:1]}
+FUSED = [
+    ({"x_scale": 0.1}, TypeError, "x_scale must be a tensor, got float"),
+    ({"x_scale": ones}, ValueError, "x_scale must hold 1 float32 values, got 4 of float32"),
+    ({"x_scale": zeros(1)}, ValueError, "x_scale must hold 1 float32 values, got 1 of int32"),
+    ({**float_x, "x_scale": scales(0.0)}, ValueError, "x_scale must be positive .* got 0.0"),
+    ({**float_x, "x_scale": scales(nan)}, ValueError, "x_scale must be positive .* got nan"),
+    ({"x_zero": zeros(128)}, ValueError, r"x_zero must lie in \[-128, 127\], got 128"),
+    ({**float_x, "x_zero": zeros(-1), "x_range": (0, 255)}, ValueError, r"x_zero .* got -1"),
+    ({**float_x, "x_range": (1, 255)}, ValueError, r"x_zero must lie in \[1, 255\], got 0"),
+    ({"x": x, "x_zero": zeros(0)}, ValueError, "x_zero must be None without x_scale"),
+    ({**float_x, "x_range": (0, 256)}, ValueError, r"x_range must lie in .* got \(0, 256\)"),
+    ({**float_x, "x_range": (-1, 255)}, ValueError, r"x_range must lie in .* got \(-1, 255\)"),
+    ({**float_x, "x_range": (5, 5)}, ValueError, r"first less than the second, got \(5, 5\)"),
+    ({**float_x, "x_range": (0, 1.5)}, TypeError, r"x_range must be two whole numbers, got \(0,"),
+    ({**float_x, "x_range": 8}, TypeError, "x_range must be two whole numbers, got 8"),
+    ({"activation": "gelu"}, ValueError, "activation must be one of .* got 'gelu'"),
+    ({"residual": ones}, ValueError, r"residual must have the shape of .*\(4, 4\), got \(4,\)"),
+    ({"residual": ones.double()}, TypeError, "residual must be int8, .* got float64"),
+    ({"residual": [1.0]}, TypeError, "residual must be a tensor, got list"),
+    ({"residual": int8[:, :4]}, ValueError, "residual_scale must be given for .* int8, got None"),
+    ({"residual_scale": ones[:1]}, ValueError, "residual_scale .* must be None without a residual"),
+    (
+        {"residual": int8[:, :4], "residual_scale": ones[:1], "residual_zero": zeros(200)},
+        ValueError,
+        r"residual_zero must lie in \[-128, 127\], got 200",
+    ),
+    ({"dtype": torch.float16}, TypeError, "dtype must be int8, .* got float16"),
+    ({"dtype": "int8"}, TypeError, "dtype must be int8, .* got 'int8'"),
+    ({"dtype": torch.int8}, ValueError, "y_scale must be given for int8, got None"),
+    ({"y_scale": ones[:1]}, ValueError, "y_scale, .* must be None unless dtype is int8 or uint8"),
+    ({**out8, "y_scale": scales(-1.0)}, ValueError, "y_scale must be positive .* got -1.0"),
+    ({**out8, "y_zero": zeros(-128), "y_range": (-127, 127)}, ValueError, "y_zero .* got -128"),
+    ({**out8, "y_range": (0, 255)}, ValueError, r"y_range must lie in \[-128, 127\]"),
+    (
+        {**out8, "dtype": torch.uint8, "y_range": (-8, 7)},
+        ValueError,
+        r"y_range must lie in \[0, 255",
+    ),
+]
 
-@pytest.mark.parametrize(("change", "error", "text"), LINEAR)
+
+@pytest.mark.parametrize(("change", "error", "text"), LINEAR + FUSED)
 def test_linear_arguments(change, error, text):
     arguments = {"x": int8, "weight": int8, "scale": ones, **change}
     with pytest.raises(error, match=f"^int8_linear: .*{text}"):
@@ -202,7 +244,15 @@ def test_linear_arguments(change, error, text):
 image = torch.zeros(2, 4, 5, 5, dtype=torch.int8)
 taps = torch.zeros(4, 4, 3, 3, dtype=torch.int8)
 CONV = [
-    ({"x": image.float()}, TypeError, "x must be int8 or uint8, got float32"),
+    ({"x": image.double()}, TypeError, "x must be int8, uint8, float32 or bfloat16, got float64"),
+    ({"x": image.float()}, ValueError, "x_scale must be given for x of float32, got None"),
+    (
+        {"residual": image.float()},
+        ValueError,
+        r"shape of the result, \(2, 4, 3, 3\), got \(2, 4, 5",
+    ),
+    ({"padding": (2**40, 0)}, ValueError, r"padding must be .* at most 2\^31, got \(1099511"),
+    ({"dtype": torch.int32}, TypeError, "dtype must be int8, .* got int32"),
     ({"x": image[0]}, ValueError, r"x must be \[N, C, H, W\]"),
     ({"x": image[:, :3]}, ValueError, r"got \(2, 3, 5, 5\) and \(4, 4, 3, 3\)"),
     ({"groups": 2}, ValueError, "groups = 2"),
@@ -232,6 +282,10 @@ def test_convolution_arguments(change, error, text):
 
 def learned(x, *rest):
     return raw.fake_quantize_learned_backward(x, x, *rest, 1.0)
+
+
+def linear(x, **keywords):
+    return raw.int8_linear(x, int8, ones, None, None, None, **keywords)
 
 
 RAW = {
@@ -281,7 +335,36 @@ RAW = {
         int8, int8, ones, None, zeros(0, 0, -129, 0), None
     ),
     "linear weight scalar": lambda: raw.int8_linear(int8, int8[0, 0], ones, None, None, None),
-    "linear floats": lambda: raw.int8_linear(x, int8, ones, None, None, None),
+    "linear halves": lambda: raw.int8_linear(x.half(), int8, ones, None, None, None),
+    "linear x_scale": lambda: linear(x, x_scale=ones),
+    "linear x_scale dtype": lambda: linear(x, x_scale=zeros(1)),
+    "linear x range": lambda: linear(x, x_min=0, x_max=2**33 + 255),
+    "linear x_zero outside": lambda: raw.int8_linear(
+        x, int8, ones, zeros(-128), None, None, x_scale=ones[:1], x_min=-127
+    ),
+    "linear x_zero of rows": lambda: raw.int8_linear(x, int8, ones, zeros(1), None, None),
+    "linear activation": lambda: linear(int8, activation="gelu"),
+    "linear residual shape": lambda: linear(int8, residual=ones),
+    "linear residual dtype": lambda: linear(int8, residual=torch.ones(4, 4).double()),
+    "linear residual scale": lambda: linear(int8, residual=int8[:, :4]),
+    "linear residual zero": lambda: linear(
+        int8, residual=int8[:, :4], residual_scale=ones[:1], residual_zero=zeros(0, 0)
+    ),
+    "linear dtype": lambda: linear(int8, dtype=torch.float64),
+    "linear y_scale": lambda: linear(int8, dtype=torch.int8),
+    "linear y range": lambda: linear(int8, dtype=torch.uint8, y_scale=ones[:1]),
+    "linear y_zero": lambda: linear(
+        int8, dtype=torch.int8, y_scale=ones[:1], y_zero=zeros(-128), y_min=-127
+    ),
+    "conv rows": lambda: raw.int8_conv2d(
+        image.float(), taps, ones, None, None, None, [1, 1], [0, 0], [1, 1], 1
+    ),
+    "conv residual": lambda: raw.int8_conv2d(
+        image, taps, ones, None, None, None, [1, 1], [0, 0], [1, 1], 1, residual=image.float()
+    ),
+    "conv padding": lambda: raw.int8_conv2d(
+        image, taps, ones, None, None, None, [1, 1], [2**62, 0], [1, 1], 1
+    ),
     "conv stride": lambda: raw.int8_conv2d(
         image, taps, ones, None, None, None, [0, 0], [0, 0], [1, 1], 1
     ),

@@ -39,7 +39,8 @@ def leaf(value):
     return value.clone().requires_grad_()
 
 
-# Argument sets for opcheck, at least one an op; those with a leaf() check autograd too.
+# Argument sets for opcheck, at least one an op; those with a leaf() check autograd too. A dict at
+# the end holds keyword arguments.
 ROWS = {
     "quantize": [
         (x, one, None, -127, 127, None, None),
@@ -90,6 +91,15 @@ ROWS = {
         (q, weight, scales, None, None, None),
         (u[0], weight, scales, zero.reshape(1), torch.ones(5, dtype=torch.int32), scales),
         (u, weight, scales, zero.reshape(1), None, scales, raw.int8_tiles(weight, 1)),
+        (leaf(x), weight, scales, None, None, None, {"x_max": 15, "activation": "relu6"}),
+        (
+            *(x.bfloat16(), weight, scales, None, torch.ones(5, dtype=torch.int32), scales),
+            {"x_scale": one, "residual": torch.randn(2, 4, 5), "dtype": torch.float32},
+        ),
+        (
+            *(x[:, :, :6].transpose(0, 1), weight, scales, zero.reshape(1), None, None),
+            {"x_scale": one, "x_min": 0, "dtype": torch.int8, "y_scale": one, "y_max": 7},
+        ),
     ],
     "int8_conv2d": [
         (pixels, taps[:4], scales[:4], None, None, None, [1, 1], [0, 0], [1, 1], 2),
@@ -118,6 +128,16 @@ ROWS = {
             2,
             raw.int8_tiles(taps[:4], 2),
         ),
+        (
+            *(leaf(image), taps[:4], scales[:4], zero.reshape(1), None, scales[:4]),
+            *([1, 1], [1, 1], [1, 1], 2),
+            {"x_scale": one, "activation": "hardswish", "dtype": torch.bfloat16},
+        ),
+        (
+            *(pixels, taps[:4], scales[:4], None, None, None, [1, 1], [0, 0], [1, 1], 2),
+            {"residual": pixels[:, :, :2, :5], "residual_scale": one, "dtype": torch.uint8}
+            | {"y_scale": one, "y_min": 0, "y_max": 255, "y_zero": zero.reshape(1)},
+        ),
     ],
     "int4_linear": [
         (x, nibbles, fine, None, None),
@@ -141,6 +161,10 @@ ROWS = {
 }
 
 
+def split(row):
+    return (row[:-1], row[-1]) if isinstance(row[-1], dict) else (row, {})
+
+
 # What these give is for one machine's kernels to read: it has no definition in plain torch, and the
 # products made with it are compared with theirs in test_gemm.py.
 OF_THE_MACHINE = {"int8_tiles"}
@@ -159,9 +183,11 @@ def test_reference_takes_the_same_arguments(name):
 
 @pytest.mark.parametrize("name", DEFINED)
 def test_rows_agree_with_the_reference(name):
-    for arguments in ROWS[name]:
+    for row in ROWS[name]:
+        arguments, keywords = split(row)
         with torch.no_grad():
-            got, wanted = getattr(raw, name)(*arguments), getattr(reference, name)(*arguments)
+            got = getattr(raw, name)(*arguments, **keywords)
+            wanted = getattr(reference, name)(*arguments, **keywords)
         got, wanted = (v if isinstance(v, tuple) else (v,) for v in (got, wanted))
         for value, exact in zip(got, wanted, strict=True):
             assert value.shape == exact.shape and value.dtype == exact.dtype
@@ -181,7 +207,7 @@ def test_kernels_are_listed(name):
     ("name", "index"), [(name, i) for name in SCHEMAS for i in range(len(ROWS.get(name, [0])))]
 )
 def test_opcheck(name, index):
-    torch.library.opcheck(getattr(raw, name).default, ROWS[name][index])
+    torch.library.opcheck(getattr(raw, name).default, *split(ROWS[name][index]))
 
 
 def test_opcheck_covers_autograd():

@@ -1,0 +1,127 @@
+#include "prepare.h"
+
+#include <cstring>
+
+#include "tiles.h"
+
+namespace sparseq::gemm {
+namespace {
+
+constexpr int64_t kGrain = 32768;  // elements: about 10 us of work, well over a thread's wake-up
+constexpr int64_t kBlock = 16384;  // elements of one task: its bytes stay in L1 while they are transposed
+
+int64_t aligned(int64_t size) { return (size + 63) / 64 * 64; }
+
+// Kernels read whole blocks, a little past the end. Within the page of the last byte that is harmless
+// whatever lies there, and nearly every tensor ends with that much of its page left.
+bool slack_behind(const uint8_t* last) { return reinterpret_cast<uintptr_t>(last) % 4096 + kInputSlack < 4096; }
+
+}  // namespace
+
+Prepared::Runs::Runs(const Pixels& p)
+    : sizes{p.width, p.height, p.batch}, strides{p.step, p.line, p.image}, stride(p.channels) {
+  int d = 0;
+  for (; d < 3; ++d) {
+    if (sizes[d] == 1) continue;
+    if (length > 1 && strides[d] != stride * length) break;
+    if (length == 1) stride = strides[d];
+    length *= sizes[d];
+  }
+  outer = d;
+  for (; d < 3; ++d) count *= sizes[d];
+}
+
+int64_t Prepared::Runs::offset(int64_t run) const {
+  int64_t sum = 0;
+  for (int d = outer; d < 3; ++d) {
+    sum += run % sizes[d] * strides[d];
+    run /= sizes[d];
+  }
+  return sum;
+}
+
+// Bytes that are stored as kernels want them need no copy.
+bool Prepared::ready(const Arguments& a, const Tensor& x, const Pixels& p, const Runs& runs) {
+  if (a.x_type != Element::u8 || runs.count != 1 || (p.plane != 1 && p.channels > 1) || x.numel() == 0) return false;
+  const auto* from = static_cast<const uint8_t*>(x.const_data_ptr());
+  return slack_behind(from + (runs.length - 1) * runs.stride + p.channels - 1);
+}
+
+Scratch Prepared::room(const Arguments& a, const Tensor& x, const Pixels& p, const Runs& runs, bool padded) {
+  const int64_t rows = runs.length * runs.count;
+  int64_t size = ready(a, x, p, runs) ? 0 : aligned(rows * p.channels + kInputSlack);
+  if (a.x_scale.data) size += aligned(4 * a.weight.rows);
+  if (a.dynamic) size += 2 * aligned(4 * rows);
+  if (padded) size += p.channels + kInputSlack;
+  return Scratch(size_t(size));
+}
+
+Prepared::Prepared(const Arguments& a, const Tensor& x, const Pixels& p, bool padded)
+    : runs_(p), scratch_(room(a, x, p, runs_, padded)) {
+  const int64_t rows = runs_.length * runs_.count;
+  uint8_t* free = scratch_.data();
+  const auto take = [&](int64_t size) { return std::exchange(free, free + aligned(size)); };
+  const int32_t shift = a.x_limits.low < 0 ? 128 : 0;  // a signed activation a becomes a + 128
+  epilogue.zero = shift + a.x_zero.first_or(0);
+  epilogue.multiplier = a.scale.data;
+  if (ready(a, x, p, runs_)) {
+    input.data = static_cast<const uint8_t*>(x.const_data_ptr());
+    input.stride = runs_.stride;
+  } else {
+    uint8_t* to = take(rows * p.channels + kInputSlack);
+    std::memset(to + rows * p.channels, 0, size_t(kInputSlack));
+    input.data = to;
+    input.stride = p.channels;
+    if (a.dynamic) {
+      epilogue.row_scale = reinterpret_cast<float*>(take(4 * rows));
+      if (a.x_limits.low >= 0) epilogue.row_zero = reinterpret_cast<int32_t*>(take(4 * rows));
+    }
+    fill(a, x, p, to);
+  }
+  if (a.x_scale.data) {
+    auto* product = reinterpret_cast<float*>(take(4 * a.weight.rows));
+    for (int64_t n = 0; n < a.weight.rows; ++n) product[n] = a.scale.data[n] * a.x_scale.data[0];
+    epilogue.multiplier = product;
+  }
+  if (padded) {
+    std::memset(free, epilogue.zero, size_t(p.channels + kInputSlack));
+    input.padding = free;
+  }
+}
+
+void Prepared::fill(const Arguments& a, const Tensor& x, const Pixels& p, uint8_t* to) {
+  const Kernels& kernel = kernels(active_isa());
+  const auto convert = is_byte(a.x_type) ? kernel.shift_rows : kernel.quantize_rows;
+  const auto* from = static_cast<const uint8_t*>(x.const_data_ptr());
+  const int64_t size = size_of(a.x_type), channels = p.channels;
+  RowQuantizer whole;
+  whole.input_type = a.x_type;
+  whole.columns = whole.output_stride = channels;
+  whole.input_stride = runs_.stride;
+  whole.input_step = channels > 1 ? p.plane : 1;
+  whole.dynamic = a.dynamic;
+  whole.scale = a.x_scale.first_or(1.0f);
+  whole.zero_point = a.x_zero.first_or(0);
+  whole.low = a.x_limits.low;
+  whole.high = a.x_limits.high;
+  const bool planes = whole.input_step != 1, flat = !planes && !a.dynamic && runs_.stride == channels;
+  const int64_t each = kBlock / std::max<int64_t>(1, channels);
+  const int64_t block = planes ? std::clamp<int64_t>(each, 16, 256) / 16 * 16 : std::max<int64_t>(1, each);
+  const int64_t blocks = (runs_.length + block - 1) / block;
+  const int64_t threads_grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, block * channels));
+  torch::stable::parallel_for(0, runs_.count * blocks, threads_grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t run = task / blocks, first = task % blocks * block, row = run * runs_.length + first;
+      const int64_t rows = std::min(block, runs_.length - first);
+      RowQuantizer part = whole;
+      part.input = from + (runs_.offset(run) + first * runs_.stride) * size;
+      part.output = to + row * channels;
+      if (epilogue.row_scale) part.row_scale = const_cast<float*>(epilogue.row_scale) + row;
+      if (epilogue.row_zero) part.row_zero = const_cast<int32_t*>(epilogue.row_zero) + row;
+      if (flat) part.columns = part.output_stride = rows * channels;
+      convert(part, 0, flat ? 1 : rows);
+    }
+  });
+}
+
+}  // namespace sparseq::gemm
