@@ -33,9 +33,7 @@ def works() -> list[Work]:
     ]
     pixels = (49, 196, 784, 3136)
     channels = (8, 16, 32, 64, 128, 256, 512)
-    conv = [
-        Work(p, c, c, taps=9) for p in pixels for c in channels if 9 * c * c * p <= 2**28
-    ]
+    conv = [Work(p, c, c, taps=9) for p in pixels for c in channels if 9 * c * c * p <= 2**28]
     depthwise = [Work(p, 1, 1, taps=9, groups=c) for p in pixels for c in (16, 64, 256)]
     return linear + conv + depthwise
 
