@@ -1,6 +1,6 @@
 """Run a benchmark file and write benchmarks/results/<name>.{json,md}, stamped with the environment.
 
-usage: run.py [ops | models]
+usage: run.py [ops | gemm | models | roof]
 """
 
 from __future__ import annotations
@@ -39,9 +39,16 @@ def table(results: list[dict]) -> str:
 
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "ops"
+    if name == "roof":
+        import roof
+
+        return roof.main()
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", "pytest", "-q", str(HERE / f"{name}.py")]
         environment = {**os.environ, "PYTHONPATH": str(HERE)}
+        # contenders wake each other's threads within one process: waiting that sleeps at once
+        # would charge each call with a wake-up, which a loop of one engine's calls does not pay
+        environment.pop("OMP_WAIT_POLICY", None)
         subprocess.run([*command, f"--benchmark-json={file.name}"], check=True, env=environment)
         results = json.load(open(file.name))["benchmarks"]
     stamp = bench.environment()
