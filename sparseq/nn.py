@@ -12,6 +12,7 @@ from torch.nn import functional
 from sparseq import ops
 from sparseq.packed import PackedWeight
 from sparseq.quant import range_to_grid
+from sparseq.reference import row_grid
 from sparseq.spec import Quant
 
 # The ops themselves: for a layer of some microseconds the wrappers' checks would take longer.
@@ -25,7 +26,10 @@ DEFAULT_INPUT = Quant(symmetric=False)
 
 @dataclass(frozen=True)
 class InputGrid:
-    """How a layer's input is quantised: scheme and grid, or None for each batch's own range."""
+    """How a layer's input is quantised: scheme and grid, or None for the input's own range.
+
+    Its own range is each batch's for a convolution, each row's ("per token") for a linear layer.
+    """
 
     spec: Quant
     scale: Tensor | None = None
@@ -35,20 +39,23 @@ class InputGrid:
 class SparseQuantLayer(nn.Module):
     """What the integer modules share: the stored weight, the input's grid, and which kernel runs.
 
-    Integers run where the input has a grid and the weight has one scale an output channel; else the
-    weight is dequantised and the layer computes in float32.
+    Integers run where the input is quantised and the weight has one scale an output channel, as one
+    op from float to float; else the weight is dequantised and the layer computes in float32.
 
     Attributes:
+        own_range: whose range a grid covers that is not fixed.
         weight_values: int8 or uint8.
         weight_scale: float32 `[N]`, or `[N, groups]`.
         weight_zero_point: int32, or None.
         bias: float32 `[N]`, or None.
         input_scale: float32 `[1]`, or None.
         input_zero_point: int32 `[1]`, or None.
+        input_limits: least and greatest integer of the quantised input, or None.
         integer: whether the integer kernel runs.
         tiles: the weight as this machine's kernels read it; made on load, never saved.
     """
 
+    own_range = "each batch's own range"
     weight_values: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor | None
@@ -63,12 +70,12 @@ class SparseQuantLayer(nn.Module):
         super().__init__()
         self.weight_spec = weight.spec
         self.input_spec = None if grid is None else grid.spec
-        self._limits = None if grid is None else (grid.spec.quant_min, grid.spec.quant_max)
+        static = grid is not None and grid.scale is not None
+        self.input_limits = None if grid is None else self.limits_of(grid.spec, static)
         self.arguments = self.arguments_of(like)
         for name in ("weight_values", "weight_scale", "weight_zero_point"):
             self.register_buffer(name, None)
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
-        static = grid is not None and grid.scale is not None
         self.register_buffer(
             "input_scale", grid.scale.reshape(1) if grid and grid.scale is not None else None
         )
@@ -84,6 +91,11 @@ class SparseQuantLayer(nn.Module):
     def arguments_of(like: nn.Module) -> dict[str, Any]:
         """What the layer's function needs beside weight and bias."""
         return {}
+
+    @staticmethod
+    def limits_of(spec: Quant, static: bool) -> tuple[int, int]:
+        """The range of the integers that the input becomes."""
+        return spec.quant_min, spec.quant_max
 
     @staticmethod
     def refusal(layer: nn.Module) -> str | None:
@@ -105,7 +117,8 @@ class SparseQuantLayer(nn.Module):
             layer: the float module; left as it is.
             weight: the weight's scheme, with axis 0 or None.
             input: the input's scheme, per tensor; None computes in float on the stored weight.
-            scale: the input's scale (float32, one element); None takes each batch's own range.
+            scale: the input's scale (float32, one element); None takes the input's own range: each
+                batch's for a convolution, each row's for a linear layer.
             zero_point: the input's zero point (int32), with scale.
 
         Raises:
@@ -161,30 +174,47 @@ class SparseQuantLayer(nn.Module):
             self.weight_values, self.weight_scale, self.weight_zero_point, self.weight_spec
         )
 
-    def quantize_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """X as integers, with scale and zero point, each of one element."""
-        assert self.input_spec is not None and self._limits is not None
+    def input_grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of x, each of one element, or of one a row."""
         scale, zero_point = self.input_scale, self.input_zero_point
         if scale is None or zero_point is None:
-            low, high = ops.minmax(x)
-            scale, zero_point = range_to_grid(low, high, self.input_spec)
+            assert self.input_spec is not None
+            return range_to_grid(*ops.minmax(x), self.input_spec)
+        return scale, zero_point
+
+    def quantize_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """X as integers, with scale and zero point, each of one element or of one a row.
+
+        What the integer op does inside; for where there is none, and for comparisons.
+        """
+        assert self.input_limits is not None
+        scale, zero_point = self.input_grid(x)
         # the grid was checked when made: the op itself, without the wrapper's looks at values
-        return _quantize(x, scale, zero_point, *self._limits, None, None), scale, zero_point
+        rows = (-1, x.shape[-1]) if scale.dim() > 1 else (None, None)
+        return _quantize(x, scale, zero_point, *self.input_limits, *rows), scale, zero_point
 
     def forward(self, x: Tensor) -> Tensor:
         """As the float layer; the result has x's dtype."""
+        if not x.is_floating_point():
+            kind, got = type(self).__name__, str(x.dtype).removeprefix("torch.")
+            raise TypeError(f"{kind}: x must be float32, float16 or bfloat16, got {got}")
         if self.integer:
-            q, scale, zero_point = self.quantize_input(x)
-            y = self.integer_kernel(q, self.weight_scale * scale, zero_point)
+            y = self.integer_kernel(x.float() if x.dtype == torch.float16 else x)
         else:
-            if self.input_spec is not None:
-                q, scale, zero_point = self.quantize_input(x)
-                x = ops.dequantize(q, scale, zero_point, dtype=x.dtype)
-            y = self.float_kernel(x.float(), self.packed().dequantize())
+            y = self.float_kernel(self._rounded_input(x).float(), self.packed().dequantize())
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
-    def integer_kernel(self, q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """The integer op on a quantised input."""
+    def _rounded_input(self, x: Tensor) -> Tensor:
+        """X on its grid, if it has one."""
+        if self.input_spec is None:
+            return x
+        q, scale, zero_point = self.quantize_input(x)
+        if scale.dim() > 1:
+            return ((q.float() - zero_point) * scale).to(x.dtype)
+        return ops.dequantize(q, scale, zero_point, dtype=x.dtype)
+
+    def integer_kernel(self, x: Tensor) -> Tensor:
+        """The integer op, from float32 or bfloat16 x to y."""
         raise TypeError(f"{type(self).__name__} has no integer kernel")
 
     def float_kernel(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -201,15 +231,48 @@ class SparseQuantLayer(nn.Module):
 class SparseQuantLinear(SparseQuantLayer):
     """Linear on a stored quantised weight: `y = x W^T + b`, INT8 products with an exact int32 sum.
 
-    Shapes as nn.Linear; see `sparseq.ops.int8_linear`. Made by `from_float` or by `convert`.
+    Shapes as nn.Linear; see `sparseq.ops.int8_linear`. Made by `from_float` or by `convert`. An
+    input without a fixed grid is quantised row by row ("per token"): each over its own range and 0,
+    so that a row's result does not depend on the rest of the batch. Grids that are not symmetric
+    are then unsigned: as many steps, other integers.
     """
 
     float_type = nn.Linear
+    own_range = "each row's own range"
 
-    def integer_kernel(self, q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    @staticmethod
+    def limits_of(spec: Quant, static: bool) -> tuple[int, int]:
+        """The scheme's range; from 0 on where rows have grids that are not symmetric."""
+        shift = 0 if static or spec.symmetric else spec.quant_min
+        return spec.quant_min - shift, spec.quant_max - shift
+
+    def _reduced(self, x: Tensor) -> Tensor:
+        """An unsigned symmetric grid has no room below 0: its range is that of what lies above."""
+        spec = self.input_spec
+        assert spec is not None
+        return x.clamp(min=0) if spec.symmetric and not spec.signed else x
+
+    def input_grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The fixed grid, or one a row: `[..., 1]`."""
+        if self.input_scale is not None:
+            return super().input_grid(x)
+        assert self.input_limits is not None
+        return row_grid(self._reduced(x), *self.input_limits)
+
+    def integer_kernel(self, x: Tensor) -> Tensor:
         """`sparseq.ops.int8_linear`."""
+        assert self.input_limits is not None
         return _int8_linear(
-            q, self.weight_values, scale, zero_point, self.weight_zero_point, self.bias, self.tiles
+            x if self.input_scale is not None else self._reduced(x),
+            self.weight_values,
+            self.weight_scale,
+            self.input_zero_point,
+            self.weight_zero_point,
+            self.bias,
+            self.tiles,
+            x_scale=self.input_scale,
+            x_min=self.input_limits[0],
+            x_max=self.input_limits[1],
         )
 
     def float_kernel(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -221,7 +284,7 @@ class SparseQuantConv2d(SparseQuantLayer):
     """Conv2d on a stored quantised weight, INT8 products with an exact int32 sum.
 
     Shapes as nn.Conv2d, zero padding; see `sparseq.ops.int8_conv2d`. Made by `from_float` or by
-    `convert`.
+    `convert`. An input without a fixed grid is quantised over each batch's own range.
     """
 
     float_type = nn.Conv2d
@@ -251,17 +314,22 @@ class SparseQuantConv2d(SparseQuantLayer):
             return f"padding must be equal on both sides, got {layer.padding!r}"
         return None
 
-    def integer_kernel(self, q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    def integer_kernel(self, x: Tensor) -> Tensor:
         """`sparseq.ops.int8_conv2d`."""
+        assert self.input_limits is not None
+        scale, zero_point = self.input_grid(x)
         return _int8_conv2d(
-            q,
+            x,
             self.weight_values,
-            scale,
+            self.weight_scale,
             zero_point,
             self.weight_zero_point,
             self.bias,
             **self.arguments,
             tiles=self.tiles,
+            x_scale=scale,
+            x_min=self.input_limits[0],
+            x_max=self.input_limits[1],
         )
 
     def float_kernel(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def _integer_row(name: str, layer: SparseQuantLayer) -> Row:
     weight = _scheme(layer.weight_spec)
     if layer.integer:
         assert layer.input_spec is not None
-        how = "" if layer.input_scale is not None else ", each batch's own range"
+        how = "" if layer.input_scale is not None else f", {layer.own_range}"
         kernel = f"{layer.kernel} ({core.isa()})"
         note = f"weight {weight}, input {_scheme(layer.input_spec)}{how}"
     else:
