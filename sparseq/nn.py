@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparseq import ops
+from sparseq.choice import DENSE, FLOAT, INT4, SPARSE, Choice, Work, choose
 from sparseq.packed import PackedWeight
 from sparseq.quant import range_to_grid
 from sparseq.reference import row_grid
@@ -19,9 +20,11 @@ from sparseq.spec import Quant
 _quantize = torch.ops.sparseq.quantize.default
 _int8_linear = torch.ops.sparseq.int8_linear.default
 _int8_conv2d = torch.ops.sparseq.int8_conv2d.default
+_int4_linear = torch.ops.sparseq.int4_linear.default
 
 DEFAULT_WEIGHT = Quant(axis=0)
 DEFAULT_INPUT = Quant(symmetric=False)
+INT4_ROWS = 128  # beyond, dequantising and a float32 product are faster (measured at 4096x4096)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class SparseQuantLayer(nn.Module):
     """What the integer modules share: the stored weight, the input's grid, and which kernel runs.
 
     Integers run where the input is quantised and the weight has one scale an output channel, as one
-    op from float to float; else the weight is dequantised and the layer computes in float32.
+    op from float to float; dense or 2:4, or float32 where that was measured to be faster
+    (`sparseq.choice`). Other layers compute in float32 on the dequantised weight, linear ones of at
+    most 4 bits straight from their packed weight while rows are few.
 
     Attributes:
         own_range: whose range a grid covers that is not fixed.
@@ -51,8 +56,11 @@ class SparseQuantLayer(nn.Module):
         input_scale: float32 `[1]`, or None.
         input_zero_point: int32 `[1]`, or None.
         input_limits: least and greatest integer of the quantised input, or None.
-        integer: whether the integer kernel runs.
+        integer: whether integers can run.
         tiles: the weight as this machine's kernels read it; made on load, never saved.
+        float_weight: the dequantised weight, where float32 was chosen over integers; never saved.
+        rows: how many rows (output pixels) a call is expected to have; None if nobody said.
+        choice: the kernel, and why.
     """
 
     own_range = "each batch's own range"
@@ -63,6 +71,7 @@ class SparseQuantLayer(nn.Module):
     input_scale: Tensor | None
     input_zero_point: Tensor | None
     tiles: Tensor | None
+    float_weight: Tensor | None
 
     def __init__(
         self, weight: PackedWeight, bias: Tensor | None, grid: InputGrid | None, like: nn.Module
@@ -84,6 +93,8 @@ class SparseQuantLayer(nn.Module):
             zero = torch.zeros(1, dtype=torch.int32, device=grid.scale.device)
         self.register_buffer("input_zero_point", None if zero is None else zero.reshape(1))
         self.register_buffer("tiles", None, persistent=False)
+        self.register_buffer("float_weight", None, persistent=False)
+        self.rows: int | None = None
         self.set_weight(weight)
         self.train(False)
 
@@ -146,27 +157,82 @@ class SparseQuantLayer(nn.Module):
         self.weight_values, self.weight_scale = weight.values, weight.scale
         self.weight_zero_point = weight.zero_point
         self.integer = self.input_spec is not None and weight.scale.dim() == 1
-        self._retile()
-
-    def _retile(self) -> None:
-        """Pack the weight anew; tiles serve signed weights without zero points, on a CPU."""
-        weight = self.weight_values
-        serves = self.integer and weight.dtype == torch.int8 and self.weight_zero_point is None
-        here = weight.device.type == "cpu" and weight.numel() > 0
-        groups = self.arguments.get("groups", 1)
-        self.tiles = ops.int8_tiles(weight, groups) if serves and here else None
+        self.settle(self.rows)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._retile()
+        self.settle(self.rows)
+
+    @property
+    def _tiled(self) -> bool:
+        """Tiles serve signed weights without zero points, on a CPU."""
+        weight = self.weight_values
+        plain = weight.dtype == torch.int8 and self.weight_zero_point is None
+        return self.integer and plain and weight.device.type == "cpu" and weight.numel() > 0
+
+    def work(self, rows: int) -> Work:
+        """This layer on so many rows."""
+        weight, groups = self.weight_values, self.arguments.get("groups", 1)
+        inputs, taps = weight.shape[1], weight[0, 0].numel() if weight.numel() else 1
+        return Work(rows, max(1, inputs), max(1, weight.shape[0] // groups), taps, groups)
+
+    def settle(self, rows: int | None = None) -> None:
+        """Choose the kernel by what was measured, and pack the weight for it.
+
+        Args:
+            rows: how many rows (output pixels) a call will have, about; None for 128.
+        """
+        self.rows = rows
+        if not self.integer:
+            self.use(*self._weight_only())
+            return
+        if not self._tiled:
+            self.use(DENSE, "unsigned weights and zero points have no packed form")
+            return
+        packed = ops.int8_tiles(self.weight_values, self.arguments.get("groups", 1))
+        choice = choose(self.work(rows or 128), ops.tile_kind(packed) == "2:4")
+        self.use(choice.kernel, choice.reason)
+
+    def _weight_only(self) -> tuple[str, str]:
+        """Kernel and reason of a layer without integer products."""
+        plan = "no input quantiser in the plan"
+        return FLOAT, plan if self.input_spec is None else "group scales have no integer kernel"
+
+    def use(self, kernel: str, reason: str = "asked for") -> None:
+        """Run on this kernel from now on.
+
+        Args:
+            kernel: "int8", "int8 2:4", "int4" or "float32".
+            reason: what `explain` shall say.
+
+        Raises:
+            ValueError: the layer's weight or input does not allow it.
+        """
+        groups, weight = self.arguments.get("groups", 1), self.weight_values
+        tiles = float_weight = None
+        if kernel == INT4 and self._weight_only()[0] == INT4:
+            tiles = ops.pack_int4(weight)
+        elif kernel == FLOAT and self.integer:
+            float_weight = self._float_layout(self.packed().dequantize())
+        elif kernel in (DENSE, SPARSE) and self._tiled:
+            tiles = ops.int8_tiles(weight, groups, "dense" if kernel == DENSE else "2:4")
+        elif kernel != FLOAT and not (kernel == DENSE and self.integer):
+            raise ValueError(f"use: kernel must be one that this layer has, got {kernel!r}")
+        self.tiles, self.float_weight = tiles, float_weight
+        self.choice = Choice(kernel, reason)
+
+    @staticmethod
+    def _float_layout(weight: Tensor) -> Tensor:
+        """The weight in the memory format that the float function likes."""
+        return weight
 
     @property
     def kernel(self) -> str:
-        """What `forward` runs on: "int8", "int8 2:4", "int8 depthwise" or "float32"."""
-        if not self.integer:
-            return "float32"
-        kind = "dense" if self.tiles is None else ops.tile_kind(self.tiles)
-        return "int8" if kind == "dense" else f"int8 {kind}"
+        """What `forward` runs on: "int8", "int8 2:4", "int8 depthwise", "int4" or "float32"."""
+        chosen = self.choice.kernel
+        if chosen == DENSE and self.tiles is not None and ops.tile_kind(self.tiles) == "depthwise":
+            return "int8 depthwise"
+        return chosen
 
     def packed(self) -> PackedWeight:
         """The stored weight."""
@@ -198,11 +264,17 @@ class SparseQuantLayer(nn.Module):
         if not x.is_floating_point():
             kind, got = type(self).__name__, str(x.dtype).removeprefix("torch.")
             raise TypeError(f"{kind}: x must be float32, float16 or bfloat16, got {got}")
-        if self.integer:
+        if self.float_weight is not None:
+            y = self.float_kernel(self._rounded_input(x).float(), self.float_weight)
+        elif self.integer:
             y = self.integer_kernel(x.float() if x.dtype == torch.float16 else x)
         else:
-            y = self.float_kernel(self._rounded_input(x).float(), self.packed().dequantize())
+            y = self.weight_only_kernel(self._rounded_input(x).float())
         return y if y.dtype == x.dtype else y.to(x.dtype)
+
+    def weight_only_kernel(self, x: Tensor) -> Tensor:
+        """The float function on the weight as it is stored."""
+        return self.float_kernel(x, self.packed().dequantize())
 
     def _rounded_input(self, x: Tensor) -> Tensor:
         """X on its grid, if it has one."""
@@ -275,6 +347,23 @@ class SparseQuantLinear(SparseQuantLayer):
             x_max=self.input_limits[1],
         )
 
+    def _weight_only(self) -> tuple[str, str]:
+        weight = self.weight_values
+        if self.integer or self.weight_spec.bits > 4 or weight.device.type != "cpu":
+            return super()._weight_only()
+        return INT4, f"up to {INT4_ROWS} rows from packed int4, beyond float32"
+
+    def weight_only_kernel(self, x: Tensor) -> Tensor:
+        """`sparseq.ops.int4_linear` for few rows, else the float function."""
+        few = x.numel() <= INT4_ROWS * x.shape[-1]
+        if self.tiles is None or not few:
+            return super().weight_only_kernel(x)
+        scale, zero = self.weight_scale, self.weight_zero_point
+        if scale.dim() == 1:
+            scale, zero = scale.unsqueeze(1), None if zero is None else zero.unsqueeze(1)
+        signed = self.weight_values.dtype == torch.int8
+        return _int4_linear(x, self.tiles, scale, zero, self.bias, signed)
+
     def float_kernel(self, x: Tensor, weight: Tensor) -> Tensor:
         """`functional.linear`."""
         return functional.linear(x, weight, self.bias)
@@ -288,6 +377,10 @@ class SparseQuantConv2d(SparseQuantLayer):
     """
 
     float_type = nn.Conv2d
+
+    @staticmethod
+    def _float_layout(weight: Tensor) -> Tensor:
+        return weight.contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def arguments_of(like: nn.Module) -> dict[str, Any]:
