@@ -94,8 +94,8 @@ def table(isa: str) -> dict[Work, dict[str, float]]:
     for path in (user_table(), SHIPPED):
         try:
             found = _table(isa, path, path.stat().st_mtime_ns)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none, or not one of ours
-            continue
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue  # no table, or none of ours
         if found:
             return found
     return {}

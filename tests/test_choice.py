@@ -16,7 +16,7 @@ from sparseq.nn import SparseQuantConv2d, SparseQuantLinear
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
-    """Puts a table in the user's cache: `measured([rows, inputs, outputs, taps, groups, us...])`."""
+    """Puts a table of `[rows, inputs, outputs, taps, groups, us...]` in the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def put(*rows, isas=("avx2", "avx_vnni", "avx512_vnni", "scalar"), version=VERSION):

@@ -3,8 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "packed.h"
-#include "unroll.h"
+#include "micro.h"
 
 namespace {
 
@@ -25,11 +24,12 @@ struct DotMicro {
     constexpr int V = kDenseVectors, kBytes = 4 * kLanes;
     Acc c[R][V];
     load<R, V>(c, acc, stride, first);
-    const uint8_t *w = o.weights, *next = o.next;
+    const uint8_t* w = o.weights;
+    TapRows taps(o);
     for (uint32_t b = 0; b < o.count[0]; ++b, w += 2 * V * kBytes) {
-      const uint8_t* const* p = o.rows + o.refs[b].tap * o.tile;
-      const uint32_t offset = o.refs[b].offset();
-      if (next != nullptr) prefetch<2 * V * kBytes>(next + b * 2 * V * kBytes);
+      const uint8_t* const* p = taps.at(o.refs[b].tap);
+      const uint64_t offset = o.refs[b].offset();
+      prefetch<2 * V * kBytes>(o.next, b * 2 * V * kBytes);
       Vec wv[2 * V];
       unroll<2 * V>([&](auto v) SPARSEQ_INLINE { wv[v] = T::load(w + v * kBytes); });
       unroll<R>([&](auto r) SPARSEQ_INLINE {  // both steps of a row: its pointer is loaded once
@@ -52,11 +52,12 @@ struct DotMicro {
     constexpr int kBytes = 4 * kLanes;
     Acc c[R][1];
     load<R, 1>(c, acc, stride, first);
-    const uint8_t *w = o.weights, *next = o.next;
+    const uint8_t* w = o.weights;
+    TapRows taps(o);
     for (uint32_t b = 0; b < o.count[0]; ++b, w += 3 * kBytes) {
-      const uint8_t* const* p = o.rows + o.refs[b].tap * o.tile;
-      const uint32_t offset = o.refs[b].offset();
-      if (next != nullptr) prefetch<3 * kBytes>(next + b * 3 * kBytes);
+      const uint8_t* const* p = taps.at(o.refs[b].tap);
+      const uint64_t offset = o.refs[b].offset();
+      prefetch<3 * kBytes>(o.next, b * 3 * kBytes);
       const Vec position = T::load(w + 2 * kBytes);
       const Vec index[2] = {position, T::shift_nibbles(position)}, wv[2] = {T::load(w), T::load(w + kBytes)};
       unroll<(R + 1) / 2>([&](auto pair) SPARSEQ_INLINE {  // two rows side by side: 3 % over one
@@ -78,10 +79,6 @@ struct DotMicro {
   static constexpr int64_t kExpandedBlock = 0;  // 2:4 blocks are read as stored
 
  private:
-  template <int N>
-  SPARSEQ_INLINE static void prefetch(const uint8_t* p) {
-    unroll<(N + 63) / 64>([&](auto line) SPARSEQ_INLINE { __builtin_prefetch(p + 64 * line, 0, 3); });
-  }
   template <int R, int V>
   SPARSEQ_INLINE static void load(Acc (&c)[R][V], const int32_t* acc, int64_t stride, bool first) {
     unroll<R>([&](auto r) SPARSEQ_INLINE {

@@ -39,7 +39,7 @@ constexpr int kSparseBlock = 16;
 struct BlockRef {  // small: for few rows it is read once per 96 bytes of weights
   uint16_t tap;
   uint16_t quarter;  // first input channel of the block / 4
-  uint32_t offset() const { return uint32_t{4} * quarter; }
+  uint64_t offset() const { return uint64_t{4} * quarter; }
 };
 constexpr int64_t kMaxTaps = 65535, kMaxInChannels = 4 * 65535;  // what a BlockRef can hold; packing throws beyond
 
