@@ -70,7 +70,7 @@ def _ours(name: str, sparse: bool) -> tuple[SparseQuantLayer, Tensor, Callable[[
 
 def _row(name: str, sparse: bool, threads: int) -> Row:
     module, x, check = _ours(name, sparse)
-    return Row(name, lambda: module(x), check, _peers(name, threads), threads=threads, rounds=15)
+    return Row(name, lambda: module(x), check, _peers(name, threads), threads=threads, rounds=11)
 
 
 @pytest.mark.parametrize("threads", [2, 1], ids=["2 threads", "1 thread"])
