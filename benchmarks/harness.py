@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from sparseq import ops, reference
+
 
 @dataclass(frozen=True)
 class Row:
@@ -61,3 +63,20 @@ def run(row: Row, benchmark) -> None:  # type: ignore[no-untyped-def]
     benchmark.pedantic(lambda: None, setup=all_in_turn, rounds=row.rounds, warmup_rounds=1)
     medians = {name: statistics.median(t[CALLS:]) for name, t in times.items()}
     benchmark.extra_info |= {"median_s": medians.pop(""), "peers": medians, "moved": row.moved}
+
+
+def equal(ours: object, theirs: object) -> bool:
+    if isinstance(ours, tuple):
+        return all(equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    return torch.equal(ours, theirs)
+
+
+def same(name: str, *arguments: object) -> Callable[[], bool]:
+    """Whether an op equals its definition."""
+    return lambda: equal(getattr(ops, name)(*arguments), getattr(reference, name)(*arguments))
+
+
+def same_raw(name: str, *arguments: object) -> Callable[[], bool]:
+    """The same of the op under the wrapper."""
+    raw = torch.ops.sparseq
+    return lambda: equal(getattr(raw, name)(*arguments), getattr(reference, name)(*arguments))

@@ -66,7 +66,11 @@ using Avx512Float = Avx2Float;  // the float steps are no VNNI: tests run them a
 struct Avx512Vnni {
   using FloatTrait = Avx512Float;
   static constexpr int kLanes = 16;
+#ifdef __SANITIZE_ADDRESS__  // instrumented, sixteen unrolled rows take gcc 12 many minutes to compile
+  static constexpr int kDenseRows = 4, kDenseVectors = 2, kSparseRows = 4;
+#else
   static constexpr int kDenseRows = 12, kDenseVectors = 2, kSparseRows = 16;
+#endif
   using Vec = SPARSEQ_VEC512;
   using Acc = SPARSEQ_VEC512;
 
