@@ -3,7 +3,7 @@
     module = Module(text)
     device = Device()
     x, y = device.upload(array), device.allocate(array.nbytes)
-    launch(device, module, "kernel", (blocks,), (256,), [x, y, array.size])
+    Launch(device, module, "kernel", (blocks,), (256,), [x, y, array.size]).run()
     result = device.download(y, array.dtype, array.shape)
 
 Out-of-bounds, misaligned, uninitialised and racy accesses, divergent barriers and instructions that
@@ -35,9 +35,4 @@ from .launch import Launch
 from .memory import Device
 from .parse import Module
 
-__all__ = ["Device", "Launch", "Module", "PtxError", "launch"]
-
-
-def launch(*arguments: object, **options: object) -> Launch:
-    """Runs a kernel: the arguments of Launch."""
-    return Launch(*arguments, **options).run()  # type: ignore[arg-type]
+__all__ = ["Device", "Launch", "Module", "PtxError"]

@@ -75,6 +75,7 @@ def atomic(op: Operation) -> Action:
         """One thread after another where several name one address; the rest at once."""
         shape = (threads.count, *np.shape(decode(np.zeros(1, f"u{bits // 8}")))[1:])
         values = [np.broadcast_to(v, shape) for v in values]
+        space.load(threads, offsets, bits // 8, 1)  # for its check
         order = np.arange(threads.count)
         if threads.chunk.launch.schedule == "random":
             order = threads.chunk.launch.rng.permutation(order)

@@ -18,6 +18,7 @@ from .rounding import (
     rounded,
     saturated,
     to_odd,
+    zero_down,
 )
 from .types import UNSIGNED, Array, bits_of
 
@@ -68,10 +69,9 @@ def plain(op: Operation) -> Action:
         a, b = a.astype(np.float64), b.astype(np.float64)
         if name == "mul":
             return to_type(a * b)
-        total = to_odd(*exact_sum(a, b if name == "add" else -b))
-        if mode == "rm":  # x - x is -0 when rounding down
-            total = np.where((total == 0) & ~((a == 0) & (b == 0)), -0.0, total)
-        return to_type(total)
+        b = b if name == "add" else -b
+        total = to_odd(*exact_sum(a, b))
+        return to_type(zero_down(total, a, b) if mode == "rm" else total)
 
     return elementwise(op, kind, (kind, kind), finish(op, once))
 
@@ -88,9 +88,14 @@ def fma(op: Operation) -> Action:
     kind = op.get("type", "f32")
     if kind == "f64":
         return elementwise(op, kind, (kind,) * 3, fma_float64)
-    to_type = narrow(kind, op.get("round", "rn"))
-    function = finish(op, lambda a, b, c: to_type(fma_to_odd(a, b, c)))
-    return elementwise(op, kind, (kind,) * 3, function)
+    mode = op.get("round", "rn")
+    to_type = narrow(kind, mode)
+
+    def once(a: Array, b: Array, c: Array) -> Array:
+        total = fma_to_odd(a, b, c)
+        return to_type(zero_down(total, a * b, c) if mode == "rm" else total)
+
+    return elementwise(op, kind, (kind,) * 3, finish(op, once))
 
 
 @instruction("div.<round:rn|full|approx>[.ftz].f32", "div.rn.<type:f64>")

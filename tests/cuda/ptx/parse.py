@@ -326,7 +326,7 @@ class KernelParser:
         if text[0] == "{":
             return Vector(tuple(self._operand(part) for part in split(text[1:-1])))
         if text[0] == "[":
-            m = re.fullmatch(r"\[\s*([%\w$.]+)\s*(?:\+\s*(-?\s*\w+))?\s*\]", text)
+            m = re.fullmatch(r"\[\s*([%\w$.]+)\s*(?:\+?\s*(-?\s*\w+))?\s*\]", text)
             if m is None:
                 raise PtxError(f"{self.kernel.name}: address {text}")
             return Address(self._operand(m[1]), int((m[2] or "0").replace(" ", ""), 0))

@@ -34,6 +34,12 @@ def fma_to_odd(a: Array, b: Array, c: Array) -> Array:
     return to_odd(*exact_sum(wide[0] * wide[1], wide[2]))
 
 
+def zero_down(total: Array, a: Array, b: Array) -> Array:
+    """The sum of a and b where it rounds down: a zero is -0, but for 0 + 0."""
+    plus = (a == 0) & (b == 0) & ~np.signbit(a) & ~np.signbit(b)
+    return np.where((total == 0) & ~plus, -0.0, total)
+
+
 def fma_float64(a: Array, b: Array, c: Array) -> Array:
     """a * b + c rounded once, by exact fractions."""
 
