@@ -55,7 +55,7 @@ def float_to_integer(op: Operation) -> Action:
         result = np.where(a <= low, family(low), result)
         return np.where(np.isnan(a), family(of_nan), result)
 
-    return elementwise(op, to, (source,), convert)
+    return elementwise(op, to, (source,), convert, wide=True)
 
 
 def integer_to_float(value: Array, to: str, mode: str) -> Array:

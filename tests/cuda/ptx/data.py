@@ -111,7 +111,7 @@ def parameter(op: Operation, kind: str, count: int) -> Action:
         raise PtxError("out-of-bounds or misaligned parameter")
     family = (SIGNED if kind[0] == "s" else UNSIGNED)[8 * size]
     name = kind if kind[0] == "s" else f"b{8 * size}"
-    writers = [op.write(item, name) for item in op.items(0, count)]
+    writers = [op.write(item, name, wide=True) for item in op.items(0, count)]
 
     def load(threads: Threads) -> None:
         raw = threads.chunk.launch.parameters
@@ -138,7 +138,7 @@ def load(op: Operation) -> Action:
         raise PtxError("constant memory is not modelled")
     size, constant = bits_of(kind) // 8, bool(op.get("nc"))
     name = kind if kind[0] == "s" else f"b{8 * size}"
-    writers = [op.write(item, name) for item in op.items(0, count)]
+    writers = [op.write(item, name, wide=True) for item in op.items(0, count)]
     address = op.address(1)
 
     def act(threads: Threads) -> None:

@@ -17,7 +17,7 @@ def elementwise(
 ) -> Action:
     """The action d = function(a, b, ...) for operands of the given types."""
     op.expect(1 + len(sources))
-    write = op.write(0, result)
+    write = op.write(0, result, wide)
     readers = [op.read(1 + k, name, wide) for k, name in enumerate(sources)]
     if len(readers) == 1:
         (one,) = readers

@@ -139,14 +139,16 @@ class Operation:
             raise PtxError(f"operand {operand} cannot be read")
         return decoder(type_name, bits)(number)
 
-    def write(self, operand: int | Operand, type_name: str) -> Writer:
-        """Stores values of a type in a destination."""
+    def write(self, operand: int | Operand, type_name: str, wide: bool = False) -> Writer:
+        """Stores values of a type in a destination; in a wider one only where `wide` says so."""
         if isinstance(operand, int):
             operand = self.operands[operand]
         if isinstance(operand, Sink):
             return lambda threads, value: None
         if not isinstance(operand, Register):
             raise PtxError(f"operand {operand} cannot be written")
+        if operand.width > bits_of(type_name) and not wide:
+            raise PtxError(f".{type_name} written to a {operand.width}-bit register")
         name = operand.name
         self.writes.add(name)
         if type_name == "pred" and operand.width == 1:

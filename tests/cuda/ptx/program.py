@@ -70,7 +70,7 @@ class Step:
         self.target = -1
         if self.kind == "bra":
             label = instruction.operands[0]
-            self.target = kernel.labels[label.name] if isinstance(label, Symbol) else -1
+            self.target = kernel.labels.get(label.name, -1) if isinstance(label, Symbol) else -1
         self.action: Action
 
 
