@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from .data import watch
 from .forms import Action, instruction
 from .operation import Operation
 from .warps import Threads
@@ -26,7 +25,8 @@ def ldmatrix(op: Operation) -> Action:
         space = threads.chunk.spaces["shared"]
         offsets = space.where(rows, where, 16)
         elements = space.load(rows, offsets, 2, 8).reshape(warps, count, 8, 8)
-        watch(rows, space, offsets, 16, "read")
+        if threads.chunk.shared_races is not None:
+            threads.chunk.shared_races.access(rows, offsets, 16, "read", for_warp=True)
         if transposed:
             elements = elements.transpose(0, 1, 3, 2)
         words = np.ascontiguousarray(elements).view(np.uint32).reshape(warps, count, 32)

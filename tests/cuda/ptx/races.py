@@ -59,8 +59,10 @@ class SharedRaces:
             "atomic": np.zeros((0, clocks.warps), np.int32),
         }
 
-    def access(self, threads: Threads, offsets: Array, size: int, kind: str) -> None:
-        """Checks and notes an access: read, write or atomic."""
+    def access(
+        self, threads: Threads, offsets: Array, size: int, kind: str, for_warp: bool = False
+    ) -> None:
+        """Checks and notes an access: read, write or atomic; `for_warp` where its data goes to all."""
         clocks, per = self.clocks, size // self.granule
         warps = clocks.warps
         cells = offsets // self.granule
@@ -73,7 +75,7 @@ class SharedRaces:
             seen = np.repeat(seen, per, 0)
         before = self.written[cells]
         other = before & 1023
-        race = (before >= 0) & (other != thread)
+        race = (before >= 0) & ((other != thread) | for_warp)
         if race.any():
             race &= before >> 10 >= np.take_along_axis(seen, (other >> 5)[:, None], 1)[:, 0]
             if race.any():
@@ -100,7 +102,8 @@ class SharedRaces:
                 other = self.written[cells] & 1023
                 self._fail(threads, race, per, kind, "written in one instruction", cells, other)
         else:
-            self._mark(kind, cells, warp, own + 1 << 6 | (thread & 31).astype(np.int32))
+            lane = np.int32(SEVERAL) if for_warp else (thread & 31).astype(np.int32)
+            self._mark(kind, cells, warp, own + 1 << 6 | lane)
 
     def rewrite(self, threads: Threads, offsets: Array, size: int) -> None:
         """A write noted before, by the same threads, takes effect now."""
