@@ -62,7 +62,7 @@ class SharedRaces:
     def access(
         self, threads: Threads, offsets: Array, size: int, kind: str, for_warp: bool = False
     ) -> None:
-        """Checks and notes an access: read, write or atomic; `for_warp` where its data goes to all."""
+        """Checks and notes an access: read, write, atomic; `for_warp`: what is read goes to all."""
         clocks, per = self.clocks, size // self.granule
         warps = clocks.warps
         cells = offsets // self.granule
