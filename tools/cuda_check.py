@@ -1,9 +1,11 @@
 """Compiles every kernel of csrc for every architecture, warnings as errors, and reports them.
 
 `python tools/cuda_check.py` needs nvcc and torch's headers, no GPU. It prints what ptxas says of
-each kernel (registers by architecture, shared memory, spills), writes the same table to
-benchmarks/results/cuda_check.md, and exits with 1 if a file does not compile cleanly or a kernel
-spills to local memory.
+each kernel (registers by architecture, shared memory, spills), its occupancy and, where there is a
+disassembler, its tensor-core and copy instructions; it writes the same tables to
+benchmarks/results/cuda_check.md. It exits with 1 if a file does not compile cleanly, a kernel
+spills to local memory or lacks an instruction that cuda_sass.EXPECTED names, or clang-tidy finds
+something.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import cuda_sass
+import cuda_tidy
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "cuda_check.md"
@@ -52,6 +57,7 @@ class Compiled:
     architecture: int
     ok: bool
     output: str
+    sass: dict[str, Counter[str]] = field(default_factory=dict)  # opcodes of each kernel
 
 
 def torch_includes() -> list[str]:
@@ -68,7 +74,10 @@ def compile_one(source: Path, architecture: int, whole: bool, includes: list[str
         what = [f"-arch=sm_{architecture}", "-c" if whole else "-cubin", str(source)]
         command = ["nvcc", *FLAGS, *includes, "-Xptxas", "-v", *what, "-o", f"{folder}/out"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    return Compiled(source, architecture, done.returncode == 0, done.stdout + done.stderr)
+        sass, tool = {}, cuda_sass.disassembler()
+        if tool is not None and done.returncode == 0 and "entry function" in done.stderr:
+            sass = cuda_sass.counts(tool, Path(folder, "out"))
+    return Compiled(source, architecture, done.returncode == 0, done.stdout + done.stderr, sass)
 
 
 def compile_all(sources: list[Path]) -> list[Compiled]:
@@ -141,6 +150,47 @@ def table(kernels: list[Kernel]) -> list[str]:
     return lines
 
 
+def by_pattern(name: str, patterns: dict[str, int]) -> int:
+    """The number of the first pattern that a name matches, or 0."""
+    return next((n for pattern, n in patterns.items() if re.search(pattern, name)), 0)
+
+
+def occupancy_table(kernels: list[Kernel], blocks: dict[str, int]) -> list[str]:
+    """Threads that fit a multiprocessor, in percent, for blocks of the launch bounds' size."""
+    names = readable(sorted({k.name for k in kernels}))
+    rows: dict[str, dict[int, str]] = defaultdict(dict)
+    for k in kernels:
+        if k.name in blocks:
+            shared = k.shared + by_pattern(names[k.name], cuda_sass.DYNAMIC_SHARED)
+            share = cuda_sass.occupancy(k.architecture, k.registers, shared, blocks[k.name])
+            rows[f"`{names[k.name]}` | {blocks[k.name]}"][k.architecture] = f"{share:.0%}"
+    head = " | ".join(f"sm_{a}" for a in ARCHITECTURES)
+    lines = [f"| kernel | threads | {head} |", "|---|" + "---:|" * (len(ARCHITECTURES) + 1)]
+    for label, by in sorted(rows.items()):
+        lines.append(f"| {label} | " + " | ".join(by.get(a, "-") for a in ARCHITECTURES) + " |")
+    return lines
+
+
+def sass_table(results: list[Compiled]) -> tuple[list[str], list[str]]:
+    """Counts of instructions on every architecture, and what is missing of them."""
+    names = readable(sorted({name for r in results for name in r.sass}))
+    lines = ["| kernel | architecture | " + " | ".join(cuda_sass.OPCODES) + " |"]
+    lines.append("|---|---|" + "---:|" * len(cuda_sass.OPCODES))
+    absent: list[str] = []
+    for r in sorted(results, key=lambda r: r.architecture):
+        for name, found in sorted(r.sass.items()):
+            if found:
+                row = " | ".join(str(found[o]) for o in cuda_sass.OPCODES)
+                lines.append(f"| `{names[name]}` | sm_{r.architecture} | {row} |")
+    for architecture in ARCHITECTURES:
+        here = [r for r in results if r.architecture == architecture]
+        together = {names[name]: found for r in here for name, found in r.sass.items()}
+        if together:
+            lack = cuda_sass.missing(together, cuda_sass.EXPECTED)
+            absent += [f"sm_{architecture}: {line}" for line in lack]
+    return lines, absent
+
+
 def write_aside(path: Path, text: str) -> None:
     """All of the file or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,6 +215,10 @@ def main() -> int:
         return 1
     kernels = [k for r in results for k in kernels_of(r)]
     spilling = sorted({k.name for k in kernels if k.spilled})
+    with_kernels = {r.source for r in results if "entry function" in r.output}
+    blocks: dict[str, int] = {}
+    for source in sorted(with_kernels):
+        blocks |= cuda_sass.block_sizes(source, FLAGS + torch_includes())
     version = subprocess.run(
         ["nvcc", "--version"], capture_output=True, text=True, check=True
     ).stdout
@@ -179,13 +233,33 @@ def main() -> int:
         "Registers per thread by architecture, as ptxas reports them; nothing ran on a device.",
         "",
         *table(kernels),
+        "",
+        "The share of a multiprocessor's threads that blocks of this size can fill.",
+        "",
+        *occupancy_table(kernels, blocks),
     ]
+    counted, problems = sass_table(results)
+    if cuda_sass.disassembler() is None:
+        print("cuda_check: no disassembler found: instructions are not checked", file=sys.stderr)
+    elif len(counted) > 2:
+        lines += [
+            "",
+            "Machine instructions, of kernels that have any of these.",
+            "",
+            *counted,
+        ]
+    found = cuda_tidy.findings(sorted(with_kernels))
+    if found is None:
+        print("cuda_check: no clang-tidy found: device code is not linted", file=sys.stderr)
+    problems += found or []
     write_aside(RESULT, "\n".join(lines) + "\n")
     print("\n".join(lines))
     print(f"\n{RESULT.relative_to(ROOT)} written, {time.monotonic() - started:.0f} s")
     for name, short in readable(spilling).items() if spilling else ():
         print(f"cuda_check: {short} spills to local memory ({name})", file=sys.stderr)
-    return 1 if spilling else 0
+    for problem in problems:
+        print(f"cuda_check: {problem}", file=sys.stderr)
+    return 1 if spilling or problems else 0
 
 
 if __name__ == "__main__":

@@ -271,7 +271,8 @@ __global__ void __launch_bounds__(kThreads) reduce_runs(Reducer reducer, Runs ru
       const int64_t end = (run + 1) * runs.inner, last = first + kSegment < end ? first + kSegment : end;
       const int64_t whole = last - (last - first) % N;
       const typename Reducer::Params p[] = {reducer.params(runs.channels.remainder(run))};
-      for (int64_t i = first + lane * N; i < whole; i += runs.lanes * N) reducer.template step<N>(s, p, i);
+      const int mine = lane * N, stride_in_run = runs.lanes * N;
+      for (int64_t i = first + mine; i < whole; i += stride_in_run) reducer.template step<N>(s, p, i);
       if constexpr (N > 1) {
 #pragma unroll 1  // fewer than N
         for (int64_t i = whole + lane; i < last; i += runs.lanes) reducer.template step<1>(s, p, i);

@@ -18,7 +18,7 @@ int blocks_for(int64_t work, int64_t each) { return int(std::clamp<int64_t>((wor
 int lanes_for(int64_t steps) {
   if (steps >= 2 * kThreads) return kThreads;
   int lanes = 1;
-  while (lanes < 32 && steps >= 4 * lanes) lanes *= 2;
+  while (lanes < 32 && steps / 4 >= lanes) lanes *= 2;
   return lanes;
 }
 
@@ -41,9 +41,9 @@ void run(Op op, const Problem& problem, cudaStream_t stream) {
   if (!op.fits())
     elementwise<1, false><<<blocks_for(numel, kThreads), kThreads, 0, stream>>>(op, spread, numel);
   else if (whole)
-    elementwise<N, false><<<blocks_for(numel, kThreads * N), kThreads, 0, stream>>>(op, spread, numel);
+    elementwise<N, false><<<blocks_for(numel, int64_t(kThreads) * N), kThreads, 0, stream>>>(op, spread, numel);
   else
-    elementwise<N, true><<<blocks_for(numel, kThreads * N), kThreads, 0, stream>>>(op, spread, numel);
+    elementwise<N, true><<<blocks_for(numel, int64_t(kThreads) * N), kThreads, 0, stream>>>(op, spread, numel);
 }
 
 template <int N, class Reducer>

@@ -1,139 +1,41 @@
-"""A simulated GPU for the tests of CUDA kernels: see Gpu."""
+"""Fixtures that build a simulated GPU: see simulated.Gpu."""
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
-import math
 import shutil
-import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from torch import Tensor
+from simulated import Gpu
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ROOT.parent / "shared" / "tools" / "ptx"
-FLAGS = ("-std=c++20", "-O3", "--fmad=false", "-lineinfo", "-arch=compute_80")
-
-
-class Gpu:
-    """The launchers, linked against a stand-in for cudart whose launches run in the interpreter."""
-
-    def __init__(self, folder: Path) -> None:
-        spec = importlib.util.spec_from_file_location("ptxsim", TOOLS / "ptxsim.py")
-        self.sim = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.sim)
-        library = folder / "launch.so"
-        objects = []
-        for path in (ROOT / "csrc/affine/launch.cu", ROOT / "tests/cuda/affine_abi.cpp"):
-            objects.append(folder / f"{path.stem}.o")
-            options = ["-keep", "-keep-dir", folder, "-Xcompiler", "-fPIC", "-o", objects[-1]]
-            subprocess.run(["nvcc", *FLAGS, *options, "-c", path], check=True)
-        # torch has loaded the real cudart for everyone; -Bsymbolic binds to the stand-in even so
-        link = ["gcc", "-shared", "-fPIC", "-Wl,-Bsymbolic", "-o", library, TOOLS / "fakert.c"]
-        subprocess.run([*link, *objects, "-lstdc++"], check=True)
-        self.module = self.sim.Module((folder / "launch.ptx").read_text())
-        self.library = ctypes.CDLL(str(library))
-        self.library.slots.restype = ctypes.c_int64
-        signature = ctypes.CFUNCTYPE(
-            ctypes.c_int,
-            ctypes.c_char_p,
-            ctypes.POINTER(ctypes.c_uint),
-            ctypes.c_size_t,
-            ctypes.POINTER(ctypes.c_void_p),
-            ctypes.c_void_p,
-        )
-        self.callback = signature(self._launch)  # kept alive: C holds only the address
-        self.library.fakert_set_callback(self.callback)
-        self.coverage: dict[str, np.ndarray] = {}
-        self.reset()
-
-    def reset(
-        self, max_blocks: int | None = None, schedule: str = "lockstep", seed: int = 0
-    ) -> None:
-        """A fresh device; kernels loop over what max_blocks leaves of their grid."""
-        self.device = self.sim.Device(8)
-        self.max_blocks, self.schedule, self.seed = max_blocks, schedule, seed
-        self.error: BaseException | None = None
-        self.launched: list[str] = []
-
-    def _launch(self, name, geometry, shared, arguments, stream):  # type: ignore[no-untyped-def]
-        try:
-            kernel = self.module.kernels[name.decode()]
-            values = [
-                int.from_bytes(ctypes.string_at(arguments[i], size), "little")
-                for i, (_, _, size) in enumerate(kernel.params)
-            ]
-            grid = list(geometry[0:3])
-            grid[0] = min(grid[0], self.max_blocks or grid[0])
-            done = self.sim.launch(
-                self.device,
-                self.module,
-                kernel.name,
-                tuple(grid),
-                tuple(geometry[3:6]),
-                values,
-                dyn_smem=shared,
-                schedule=self.schedule,
-                seed=self.seed,
-            )
-            self.launched.append(kernel.name)
-            seen = self.coverage.setdefault(kernel.name, np.zeros_like(done.covered))
-            seen |= done.covered
-        except BaseException as error:  # must not cross C: call() raises it again
-            self.error = self.error or error  # what follows a failed launch may fail of it
-            return 700
-        return 0
-
-    def call(self, function: str, *arguments: object) -> None:
-        getattr(self.library, function)(*arguments)
-        if self.error is not None:
-            raise self.error
-
-    def put(self, x: Tensor, offset: int = 0) -> ctypes.c_void_p:
-        """X in device memory, `offset` elements after a boundary."""
-        raw = x.contiguous().view(torch.uint8 if x.numel() else x.dtype).numpy().reshape(-1)
-        return self._place(raw, x, offset)
-
-    def _place(self, raw: np.ndarray, x: Tensor, offset: int) -> ctypes.c_void_p:
-        size, skip = x.numel() * x.element_size(), offset * x.element_size()
-        address = self.device.alloc(size + skip) + skip
-        begin = address - self.sim.G_BASE
-        self.device.state[begin - skip : begin] = 0  # before x: out of bounds
-        if size:
-            self.device.mem[begin : begin + size] = raw
-            self.device.state[begin : begin + size] = 2
-        return ctypes.c_void_p(address)
-
-    def room(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> ctypes.c_void_p:
-        x = torch.empty(shape, dtype=dtype)
-        address = self.put(x, offset)
-        begin = address.value - self.sim.G_BASE
-        self.device.state[begin : begin + x.numel() * x.element_size()] = 1  # not yet written
-        return address
-
-    def take(self, address: ctypes.c_void_p, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A result; every byte of it must have been written."""
-        size = math.prod(shape) * dtype.itemsize
-        if size == 0:
-            return torch.empty(shape, dtype=dtype)
-        raw = self.device.get(address.value, np.uint8, (size,))
-        return torch.from_numpy(raw).view(dtype).reshape(shape)
+Build = Callable[..., Gpu]
 
 
 @pytest.fixture(scope="session")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Gpu:
+def nvcc() -> None:
+    """Skips where there is no compiler for the kernels."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc on PATH to compile the kernels with")
-    if not (TOOLS / "ptxsim.py").is_file():
-        pytest.skip(f"no PTX interpreter at {TOOLS}")
-    return Gpu(tmp_path_factory.mktemp("affine"))
+
+
+@pytest.fixture(scope="session")
+def build_gpu(nvcc: None, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Compiles .cu and .cpp files, named from the repository's root, into a Gpu of their own."""
+
+    def build(*sources: str, flags: Sequence[str] = ()) -> Gpu:
+        folder = tmp_path_factory.mktemp(Path(sources[0]).stem)
+        return Gpu(folder, [ROOT / source for source in sources], flags)
+
+    return build
 
 
 @pytest.fixture
-def gpu(machine: Gpu) -> Gpu:
-    machine.reset()
-    return machine
+def whole_file(request: pytest.FixtureRequest) -> None:
+    """Skips where only some tests of the file run: they cannot cover every line."""
+    config = request.config
+    some = any("::" in argument for argument in config.args)
+    options = ("keyword", "markexpr", "deselect", "lf")
+    if some or any(config.getoption(option, None) for option in options):
+        pytest.skip("only the whole file runs every line")
