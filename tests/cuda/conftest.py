@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import math
+import re
 import shutil
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +18,36 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT.parent / "shared" / "tools" / "ptx"
+AFFINE = ("csrc/affine/launch.cu", "tests/cuda/affine_abi.cpp")
 FLAGS = ("-std=c++20", "-O3", "--fmad=false", "-lineinfo", "-arch=compute_80")
+
+
+def _plain(name: str) -> str:
+    """A kernel's mangled name without what nvcc makes of its file's content."""
+    return re.sub(r"\d+_GLOBAL__N__[0-9a-f]{8}_\d+_(\w+?_cu)_[0-9a-f]{8}", r"\1", name)
 
 
 class Gpu:
     """The launchers, linked against a stand-in for cudart whose launches run in the interpreter."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sources: Sequence[str]) -> None:
         spec = importlib.util.spec_from_file_location("ptxsim", TOOLS / "ptxsim.py")
         self.sim = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.sim)
         library = folder / "launch.so"
         objects = []
-        for path in (ROOT / "csrc/affine/launch.cu", ROOT / "tests/cuda/affine_abi.cpp"):
+        for path in (ROOT / source for source in sources):
             objects.append(folder / f"{path.stem}.o")
             options = ["-keep", "-keep-dir", folder, "-Xcompiler", "-fPIC", "-o", objects[-1]]
             subprocess.run(["nvcc", *FLAGS, *options, "-c", path], check=True)
         # torch has loaded the real cudart for everyone; -Bsymbolic binds to the stand-in even so
         link = ["gcc", "-shared", "-fPIC", "-Wl,-Bsymbolic", "-o", library, TOOLS / "fakert.c"]
         subprocess.run([*link, *objects, "-lstdc++"], check=True)
-        self.module = self.sim.Module((folder / "launch.ptx").read_text())
+        self.modules: dict[str, tuple] = {}  # by kernel: its module, and its name there
+        for source in sources:
+            if source.endswith(".cu"):
+                self.replace(folder / f"{Path(source).stem}.ptx")
         self.library = ctypes.CDLL(str(library))
-        self.library.slots.restype = ctypes.c_int64
         signature = ctypes.CFUNCTYPE(
             ctypes.c_int,
             ctypes.c_char_p,
@@ -51,6 +61,11 @@ class Gpu:
         self.coverage: dict[str, np.ndarray] = {}
         self.reset()
 
+    def replace(self, ptx: Path) -> None:
+        """Take these kernels, and leave the launchers as they are."""
+        module = self.sim.Module(ptx.read_text())
+        self.modules |= {_plain(name): (module, name) for name in module.kernels}
+
     def reset(
         self, max_blocks: int | None = None, schedule: str = "lockstep", seed: int = 0
     ) -> None:
@@ -62,7 +77,8 @@ class Gpu:
 
     def _launch(self, name, geometry, shared, arguments, stream):  # type: ignore[no-untyped-def]
         try:
-            kernel = self.module.kernels[name.decode()]
+            module, found = self.modules[_plain(name.decode())]
+            kernel = module.kernels[found]
             values = [
                 int.from_bytes(ctypes.string_at(arguments[i], size), "little")
                 for i, (_, _, size) in enumerate(kernel.params)
@@ -71,7 +87,7 @@ class Gpu:
             grid[0] = min(grid[0], self.max_blocks or grid[0])
             done = self.sim.launch(
                 self.device,
-                self.module,
+                module,
                 kernel.name,
                 tuple(grid),
                 tuple(geometry[3:6]),
@@ -124,13 +140,25 @@ class Gpu:
         return torch.from_numpy(raw).view(dtype).reshape(shape)
 
 
-@pytest.fixture(scope="session")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Gpu:
+def build(folder: Path, sources: Sequence[str]) -> Gpu:
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc on PATH to compile the kernels with")
     if not (TOOLS / "ptxsim.py").is_file():
         pytest.skip(f"no PTX interpreter at {TOOLS}")
-    return Gpu(tmp_path_factory.mktemp("affine"))
+    return Gpu(folder, sources)
+
+
+@pytest.fixture(scope="session")
+def build_gpu(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Gpu]:
+    """Makes a GPU for the launchers in the given files of the project, which nvcc compiles."""
+    return lambda name, *sources: build(tmp_path_factory.mktemp(name), sources)
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Gpu:
+    gpu = build(tmp_path_factory.mktemp("affine"), AFFINE)
+    gpu.library.slots.restype = ctypes.c_int64
+    return gpu
 
 
 @pytest.fixture
