@@ -46,7 +46,7 @@ class Gpu:
         self.modules: dict[str, tuple] = {}  # by kernel: its module, and its name there
         for source in sources:
             if source.endswith(".cu"):
-                self.replace(folder / f"{Path(source).stem}.ptx")
+                self._take(folder / f"{Path(source).stem}.ptx")
         self.library = ctypes.CDLL(str(library))
         signature = ctypes.CFUNCTYPE(
             ctypes.c_int,
@@ -61,8 +61,13 @@ class Gpu:
         self.coverage: dict[str, np.ndarray] = {}
         self.reset()
 
-    def replace(self, ptx: Path) -> None:
-        """Take these kernels, and leave the launchers as they are."""
+    def replace(self, source: Path) -> None:
+        """Take the kernels of another version of a file, and leave the launchers as they are."""
+        out = source.with_suffix(".ptx")
+        subprocess.run(["nvcc", *FLAGS, "-ptx", source, "-o", out], check=True)
+        self._take(out)
+
+    def _take(self, ptx: Path) -> None:
         module = self.sim.Module(ptx.read_text())
         self.modules |= {_plain(name): (module, name) for name in module.kernels}
 
@@ -151,7 +156,7 @@ def build(folder: Path, sources: Sequence[str]) -> Gpu:
 @pytest.fixture(scope="session")
 def build_gpu(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Gpu]:
     """Makes a GPU for the launchers in the given files of the project, which nvcc compiles."""
-    return lambda name, *sources: build(tmp_path_factory.mktemp(name), sources)
+    return lambda *sources: build(tmp_path_factory.mktemp(Path(sources[0]).stem), sources)
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ void int8_product(const Product* p) {
   cuda::int8_product(tiling, static_cast<const uint8_t*>(p->weights.tiles), x.rows, finish_of(*p),
                      cuda::cut_into(tiling, p->count, p->large != 0, p->splits), p->workspace, nullptr);
 }
-void float_product(int type, const Product* p) {
+void float_product(const Product* p, int type) {
   const Given x(*p);
   const cuda::CudaTiling tiling = tiling_of(p->weights);
   cuda::float_product(Element(type), tiling, static_cast<const uint8_t*>(p->weights.tiles), x.rows, finish_of(*p),

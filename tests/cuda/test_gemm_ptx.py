@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ INF, NAN = math.inf, math.nan
 ACTIVATIONS = ["none", "relu", "relu6", "hardswish"]
 ELEMENTS = [None, torch.float32, torch.bfloat16, torch.uint8, torch.int8, torch.float16]
 DENSE, SPARSE, DEPTHWISE = range(3)
+ROOT = Path(__file__).parents[2]
 KERNELS = "csrc/gemm/"
 SOURCES = ("launch.cu", "launch_dense.cu", "launch_sparse.cu", "launch_float.cu")
 
@@ -57,7 +60,7 @@ class Task(ctypes.Structure):
 @pytest.fixture(scope="session")
 def gemm_machine(build_gpu):
     sources = [KERNELS + source for source in SOURCES]
-    gpu = build_gpu("gemm", *sources, "tests/cuda/gemm_abi.cpp")
+    gpu = build_gpu(*sources, "tests/cuda/gemm_abi.cpp")
     gpu.library.tiles_size.restype = gpu.library.workspace_size.restype = ctypes.c_int64
     return gpu
 
@@ -191,9 +194,8 @@ def multiply(
     by = ctypes.byref(task)
     workspace = gpu.library.workspace_size(by)
     task.workspace = gpu.room((max(workspace, 1),), torch.uint8).value
-    name, *before = call
-    after = before[1:] if name == "direct_product" else []
-    gpu.call(name, *(before[:1] if name == "float_product" else []), by, *(before if after else []))
+    name, *arguments = call
+    gpu.call(name, by, *arguments)
     return gpu.take(y, shape, dtype)
 
 
@@ -327,7 +329,9 @@ def assert_same(got: Tensor, want: Tensor) -> None:
     assert torch.equal(got.nan_to_num(0.5), want.nan_to_num(0.5))
 
 
-def finished(gpu, kind: int, rows: int, outputs: int, splits: int = 1, y_offset: int = 0, **options):
+def finished(
+    gpu, kind: int, rows: int, outputs: int, splits: int = 1, y_offset: int = 0, **options
+) -> tuple[Tensor, Tensor]:
     """One product of several steps with the given options, and the reference's."""
     x = bytes_of((rows, 200), torch.uint8, 3, False)
     weight = weight_of((outputs, 200), kind == SPARSE, 4)
@@ -441,3 +445,177 @@ def test_convolution_otherwise(gpu, case: str, kind: int) -> None:
     check_convolution(gpu, case, kind, signed=kind == SPARSE, offset=1, pitch=5)
     gpu.reset(schedule="random", seed=4)
     check_convolution(gpu, case, kind, signed=kind == SPARSE)
+
+
+# --- the direct kernel: depthwise, and any bytes and zero points ---
+
+DEPTHWISES = {
+    "depthwise": ((2, 7, 6, 20), (20, 1, 3, 3), 20, (1, 1), (1, 1), (1, 1)),
+    "multiplied": ((1, 6, 9, 7), (21, 1, 5, 3), 7, (2, 1), (2, 0), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("case", DEPTHWISES)
+def test_depthwise(gpu, case: str, signed: bool) -> None:
+    shape, weight_shape, groups, stride, padding, dilation = DEPTHWISES[case]
+    x = bytes_of(shape, torch.int8 if signed else torch.uint8, 1, False)
+    weight = weight_of(weight_shape, False, 2)
+    packed = Packed(gpu, weight, DEPTHWISE, groups)
+    given = {"scale": scales(weight_shape[0]), "x_zero": zero_of(-77 if signed else 201)}
+    finish = {"activation": "relu", "dtype": torch.bfloat16}
+    conv = {"stride": stride, "padding": padding, "dilation": dilation}
+    call = ("direct_product", None, 1, None)
+    y = multiply(gpu, packed, x, conv, call=call, **given, **finish)
+    want = reference.int8_conv2d(
+        x.movedim(-1, 1),
+        weight,
+        given["scale"],
+        given["x_zero"],
+        None,
+        None,
+        *conv.values(),
+        groups,
+        **finish,
+    )
+    assert torch.equal(y, want.movedim(1, -1))
+
+
+@pytest.mark.parametrize("w_signed", [True, False])
+@pytest.mark.parametrize("x_signed", [True, False])
+def test_weights_with_zero_points(gpu, x_signed: bool, w_signed: bool) -> None:
+    types = [torch.uint8, torch.int8]
+    shape, weight_shape, groups, *windows = CONVOLUTIONS["odd_groups"]
+    x = bytes_of(shape, types[x_signed], 1, True)
+    weight = bytes_of(weight_shape, types[w_signed], 2, True)
+    w_zero = bytes_of(weight_shape[:1], types[w_signed], 3, False).int()
+    zero = zero_of(-128 if x_signed else 255)
+    packed = Packed(gpu, weight.view(torch.int8), DEPTHWISE, groups)
+    call = ("direct_product", gpu.put(weight), int(w_signed), gpu.put(w_zero))
+    conv = dict(zip(("stride", "padding", "dilation"), windows, strict=True))
+    scale = scales(weight_shape[0])
+    y = multiply(gpu, packed, x, conv, call=call, scale=scale, x_zero=zero)
+    x = x.movedim(-1, 1)
+    want = reference.int8_conv2d(x, weight, scale, zero, w_zero, None, *windows, groups)
+    assert torch.equal(y, want.movedim(1, -1))
+
+
+# --- rows on their own grids ---
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("low, high", [(-128, 127), (-100, 100), (0, 255), (3, 17)])
+@pytest.mark.parametrize("rows, columns, pad", [(9, 24, 0), (3, 33, 2), (2, 1088, 0), (2, 1091, 1)])
+def test_rows_on_their_own_grids(
+    gpu, dtype: torch.dtype, low: int, high: int, rows: int, columns: int, pad: int
+) -> None:
+    x = torch.randn((rows, columns), generator=torch.Generator().manual_seed(columns)) * 3
+    x[0, :8] = torch.tensor([NAN, 0.0, NAN, 1e-8, -2.0, 5.5, -0.0, NAN])
+    x[1, :3] = torch.tensor([INF, -INF, NAN]) if columns % 2 else 1.0
+    x[-1] = 0.0 if columns == 24 else x[-1].abs()
+    x = x.to(dtype)
+    q = gpu.room((rows, columns + pad), torch.uint8)
+    scale, zero = gpu.room((rows,), torch.float32), gpu.room((rows,), torch.int32)
+    sizes = [ctypes.c_int64(n) for n in (rows, columns, columns)]
+    with_zero = zero if low >= 0 else None
+    pitch = ctypes.c_int64(columns + pad)
+    kind = ELEMENTS.index(dtype)
+    gpu.call("quantize_rows", kind, gpu.put(x), *sizes, low, high, q, pitch, scale, with_zero)
+    want_scale, want_zero = reference.row_grid(x, low, high)
+    assert torch.equal(gpu.take(scale, (rows, 1), torch.float32), want_scale)
+    if low >= 0:
+        assert torch.equal(gpu.take(zero, (rows, 1), torch.int32).float(), want_zero.float())
+    got = gpu.take(q, (rows, columns + pad), torch.uint8)
+    assert not got[:, columns:].any()
+    centred, _, _ = reference._quantized_input(x, None, None, low, high)
+    stored = (centred + want_zero).to(torch.int16).to(torch.uint8)
+    assert torch.equal(got[:, :columns], stored)
+
+
+@pytest.mark.parametrize("kind, splits", [(DENSE, 1), (SPARSE, 2)])
+@pytest.mark.parametrize("low, high", [(-128, 127), (0, 255)])
+def test_products_of_such_rows(gpu, kind: int, splits: int, low: int, high: int) -> None:
+    x = torch.randn((11, 144), generator=torch.Generator().manual_seed(1))
+    weight = weight_of((19, 144), kind == SPARSE, 2)
+    row_scale, row_zero = reference.row_grid(x, low, high)
+    centred, _, _ = reference._quantized_input(x, None, None, low, high)
+    q = (centred + row_zero).to(torch.int8 if low < 0 else torch.uint8)
+    given = {"scale": scales(19), "bias": wild(19, 3, 1.0)}
+    zero = {} if low < 0 else {"row_zero": row_zero.reshape(-1).int()}
+    rows = {"row_scale": row_scale.reshape(-1), **zero}
+    y = multiply(gpu, Packed(gpu, weight, kind), q, splits=splits, **given, **rows)
+    want = reference.int8_linear(
+        x, weight, given["scale"], None, None, given["bias"], x_min=low, x_max=high
+    )
+    assert_same(y, want)
+
+
+# --- 2:4 in 16 bits ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "rows, outputs, depth, how",
+    [
+        (5, 9, 16, {}),
+        (33, 70, 200, {"activation": "relu"}),
+        (70, 130, 264, {"large": True}),
+        (9, 66, 520, {"splits": 3}),
+        (7, 21, 83, {"offset": 1, "pitch": 3}),
+        (7, 21, 86, {"y_offset": 1}),
+    ],
+)
+def test_floats(gpu, rows: int, outputs: int, depth: int, how: dict, dtype: torch.dtype) -> None:
+    """Small integers: their sums are exact, whatever the order."""
+    random = torch.Generator().manual_seed(depth)
+    x = torch.randint(-4, 5, (rows, depth), generator=random).to(dtype)
+    weight = torch.randint(-4, 5, (outputs, depth), generator=random).to(dtype)
+    weight = weight * reference.mask_24(torch.rand(weight.shape, generator=random))
+    bias = torch.randint(-9, 9, (outputs,), generator=random).float()
+    call = ("float_product", ELEMENTS.index(dtype))
+    packed = Packed(gpu, weight, SPARSE, canonical=True)
+    y = multiply(gpu, packed, x, call=call, bias=bias, dtype=dtype, **how)
+    want = reference.linear_24(x, *reference.pack_24(weight), bias)
+    assert torch.equal(y, want.relu() if how.get("activation") else want)
+
+
+# --- what the interpreter and these tests would notice ---
+
+BREAKS = {
+    "a dropped barrier": (
+        "product.cuh",
+        "await_copies<Tile::kStages - 2>();\n      __syncthreads();",
+        "await_copies<Tile::kStages - 2>();",
+    ),
+    "copies not waited for": ("product.cuh", "<Tile::kStages - 2>()", "<Tile::kStages - 1>()"),
+    "metadata of the other step": ("mma.cuh", "words + kStep;", "words + (1 - kStep);"),
+    "the wrong chunk": ("product.cuh", "kHalf * 2 * kChunk", "kHalf * kChunk"),
+    "a row too many": ("product.cuh", "row >= task.window.count", "row > task.window.count"),
+    "an output too many": ("product.cuh", "left < 8 ? left : 8)", "left < 8 ? left + 1 : 8)"),
+    "padding of zeros": ("loader.cuh", "store_16(at, zero_)", "store_16(at, 0)"),
+}
+
+
+def broken_product(gpu, name: str) -> None:
+    kind = SPARSE if "metadata" in name else DENSE
+    check_linear(gpu, 37, 70, 460 if kind == SPARSE else 272, kind)
+    check_convolution(gpu, "3x3", kind, signed=False)
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_planted_bug_is_found(gpu, tmp_path: Path, name: str) -> None:
+    file, right, wrong = BREAKS[name]
+    copy = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", copy)
+    source = (copy / "gemm" / file).read_text()
+    assert right in source, "the kernels have changed: plant the bug anew"
+    (copy / "gemm" / file).write_text(source.replace(right, wrong))
+    broken_product(gpu, name)
+    gpu.reset()
+    kernels = gpu.modules.copy()
+    try:
+        gpu.replace(copy / "gemm" / f"launch_{'sparse' if 'metadata' in name else 'dense'}.cu")
+        with pytest.raises(Exception, match="assert|race|flight|bounds|metadata"):
+            broken_product(gpu, name)
+    finally:
+        gpu.modules = kernels
