@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <cstdio>
 #include <random>
 #include <vector>
@@ -71,10 +72,14 @@ double whole(const sparseq::Kernels& kernel, bool dense, int64_t m, int64_t k, i
   std::normal_distribution<float> bell(0, 28);
   std::vector<float> weight(static_cast<std::size_t>(n * k));
   for (auto& v : weight) v = std::max(-127.0f, std::min(127.0f, bell(rng)));
-  std::vector<uint8_t> mask(weight.size(), 1);
-  if (!dense) sparseq::mask_24(weight.data(), mask.data(), n, k);
+  const sparseq::Shape24 matrix{n, k};
   std::vector<int8_t> q(weight.size());
-  for (std::size_t i = 0; i < q.size(); ++i) q[i] = static_cast<int8_t>(weight[i] * mask[i]);
+  for (std::size_t i = 0; i < q.size(); ++i) q[i] = static_cast<int8_t>(weight[i]);
+  for (std::size_t i = 0; !dense && i < q.size(); i += 4) {  // k is a multiple of 4
+    std::size_t order[4] = {i, i + 1, i + 2, i + 3};
+    std::sort(order, order + 4, [&](std::size_t a, std::size_t b) { return std::abs(q[a]) < std::abs(q[b]); });
+    q[order[0]] = q[order[1]] = 0;
+  }
   const sparseq::WeightShape shape{1, n, 1, k};
   sparseq::PackedWeight packed;
   if (dense) {
@@ -82,7 +87,7 @@ double whole(const sparseq::Kernels& kernel, bool dense, int64_t m, int64_t k, i
   } else {
     std::vector<int8_t> values(static_cast<std::size_t>(n * sparseq::values_24(k)));
     std::vector<uint8_t> indices(static_cast<std::size_t>(n * sparseq::index_bytes_24(k)));
-    sparseq::pack_24(q.data(), n, k, values.data(), indices.data());
+    sparseq::pack_24(q.data(), matrix, values.data(), indices.data(), 0, n);
     packed = sparseq::pack_sparse24(values.data(), indices.data(), shape, kernel.layout, caches);
   }
   const int64_t stride = k + 64;

@@ -1,5 +1,5 @@
 // Every op of sparseq, one line each. Kernels: <family>/cpu.cpp and <family>/cuda.cu; fake kernels and
-// autograd: sparseq/ops; definitions: sparseq/reference.py.
+// autograd: sparseq/ops; definitions: sparseq/reference.
 #include <torch/csrc/stable/library.h>
 
 // What the INT8 products take beside their operands.

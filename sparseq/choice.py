@@ -18,7 +18,7 @@ from typing import Any
 
 import sparseq._C as core
 
-DENSE, SPARSE, FLOAT = "int8", "int8 2:4", "float32"
+DENSE, SPARSE, FLOAT, INT4 = "int8", "int8 2:4", "float32", "int4"
 KERNELS = (DENSE, SPARSE, FLOAT)
 SHIPPED = Path(__file__).with_name("kernels.json")
 VERSION = 1
@@ -94,8 +94,8 @@ def table(isa: str) -> dict[Work, dict[str, float]]:
     for path in (user_table(), SHIPPED):
         try:
             found = _table(isa, path, path.stat().st_mtime_ns)
-        except (OSError, ValueError, TypeError, KeyError):  # none, or not one of ours
-            continue
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue  # no table, or none of ours
         if found:
             return found
     return {}
@@ -111,6 +111,7 @@ def choose(work: Work, is_24: bool, isa: str | None = None) -> Choice:
         isa: the instruction set; None for the one in use.
     """
     isa = isa or core.isa()
+    isa = {"avx512": "avx2"}.get(isa, isa)  # without VNNI its INT8 kernels are AVX2's
     best = SPARSE if is_24 else DENSE
     measured = table(isa)
     if not measured:

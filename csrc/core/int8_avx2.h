@@ -76,7 +76,12 @@ struct Avx2Bytes {
     __builtin_memcpy(&word, p, 4);
     return _mm256_set1_epi32(word);
   }
-  static Vec shift_nibbles(Vec x) { return _mm256_srli_epi16(x, 4); }
+  // Bits 2 * kStep, + 1 of each byte, + 4 in the upper half of each four.
+  template <int kStep>
+  static Vec index(Vec positions) {
+    const Vec fields = kStep == 0 ? positions : _mm256_srli_epi16(positions, 2 * kStep);
+    return _mm256_or_si256(_mm256_and_si256(fields, _mm256_set1_epi8(3)), _mm256_set1_epi32(0x04040000));
+  }
   static Vec broadcast8(const uint8_t* p) {
     int64_t word;
     __builtin_memcpy(&word, p, 8);

@@ -75,7 +75,13 @@ struct Avx512Vnni {
   static void store_acc(int32_t* p, Acc a) { SPARSEQ_512(storeu_si512)(p, a); }
   static Vec load(const uint8_t* p) { return SPARSEQ_512(loadu_si512)(p); }
   static void store(uint8_t* p, Vec x) { SPARSEQ_512(storeu_si512)(p, x); }
-  static Vec shift_nibbles(Vec x) { return SPARSEQ_512(srli_epi16)(x, 4); }
+  // Bits 2 * kStep, + 1 of each byte, + 4 in the upper half of each four.
+  template <int kStep>
+  static Vec index(Vec positions) {
+    const Vec fields = kStep == 0 ? positions : SPARSEQ_512(srli_epi16)(positions, 2 * kStep);
+    const Vec kept = SPARSEQ_512(and_si512)(fields, SPARSEQ_512(set1_epi8)(3));
+    return SPARSEQ_512(or_si512)(kept, SPARSEQ_512(set1_epi32)(0x04040000));
+  }
   static Vec broadcast4(const uint8_t* p) {
     int32_t word;
     __builtin_memcpy(&word, p, 4);

@@ -140,9 +140,11 @@ struct ScalarDot {
     return r;
   }
   static void store(uint8_t* p, const Vec& x) { std::memcpy(p, x.b, sizeof x.b); }
-  static Vec shift_nibbles(const Vec& x) {
+  // Bits 2 * kStep, + 1 of each byte, + 4 in the upper half of each four.
+  template <int kStep>
+  static Vec index(const Vec& positions) {
     Vec r;
-    for (int i = 0; i < 4 * kLanes; ++i) r.b[i] = x.b[i] >> 4;
+    for (int i = 0; i < 4 * kLanes; ++i) r.b[i] = (positions.b[i] >> (2 * kStep) & 3) | (i & 2) << 1;
     return r;
   }
   static Vec broadcast4(const uint8_t* p) {

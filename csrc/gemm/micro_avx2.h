@@ -5,8 +5,7 @@
 #include <cstdint>
 
 #include "../core/int8_avx2.h"
-#include "packed.h"
-#include "unroll.h"
+#include "micro.h"
 
 namespace {
 
@@ -26,11 +25,13 @@ struct Avx2Micro : Avx2Bytes {
     Acc c[R][V];
     load_tile<R, V>(c, acc, stride, first);
     const sparseq::BlockRef* refs = o.refs;
-    const uint8_t *w = o.weights, *wide = o.wide, *next = o.next;
+    const uint8_t *w = o.weights, *wide = o.wide;
+    int64_t ahead = 0;
+    TapRows p(o);
     const auto each = [&](uint32_t blocks, const uint8_t*& data, int bytes, auto&& body) SPARSEQ_INLINE {
-      for (uint32_t b = 0; b < blocks; ++b, ++refs, data += bytes, next += 64) {
-        prefetch(next);
-        body(o.rows + refs->tap * o.tile, refs->offset());
+      for (uint32_t b = 0; b < blocks; ++b, ++refs, data += bytes, ahead += 64) {
+        prefetch<64>(o.next, ahead);
+        body(p.at(refs->tap), refs->offset());
       }
     };
     // 8 inputs. Weights are memory operands here and below: the 12 accumulators leave 4 registers.
@@ -89,15 +90,16 @@ struct Avx2Micro : Avx2Bytes {
     Acc c[R][1];
     load_tile<R, 1>(c, acc, stride, first);
     const sparseq::BlockRef* refs = o.refs;
-    const uint8_t *w = o.weights, *next = o.next;
+    const uint8_t* w = o.weights;
+    int64_t ahead = 0;
+    TapRows p(o);
     const auto each = [&](uint32_t blocks, auto&& body) SPARSEQ_INLINE {
-      for (uint32_t b = 0; b < blocks; ++b, ++refs, w += kStored ? 96 : 128, next += kStored ? 96 : 64) {
-        prefetch(next);
-        if (kStored) prefetch(next + 64);
+      for (uint32_t b = 0; b < blocks; ++b, ++refs, w += kStored ? 96 : 128, ahead += kStored ? 96 : 64) {
+        prefetch<kStored ? 128 : 64>(o.next, ahead);
         const Vec position = load(w + 64);
         const Vec i0 = kStored ? low_nibbles(position) : position;
         const Vec i1 = kStored ? high_nibbles(position) : load(w + 96);
-        body(o.rows + refs->tap * o.tile, refs->offset(), i0, i1);
+        body(p.at(refs->tap), refs->offset(), i0, i1);
       }
     };
     each(o.count[sparseq::kQuad], [&](const uint8_t* const* p, uint32_t offset, Vec i0, Vec i1) SPARSEQ_INLINE {
@@ -146,7 +148,6 @@ struct Avx2Micro : Avx2Bytes {
   }
 
  private:
-  SPARSEQ_INLINE static void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 3); }
   SPARSEQ_INLINE static void accumulate(Acc& acc, Vec products) {
     acc = _mm256_add_epi32(acc, products);
     pin(acc);

@@ -3,8 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "packed.h"
-#include "unroll.h"
+#include "micro.h"
 
 namespace {
 
@@ -25,11 +24,12 @@ struct DotMicro {
     constexpr int V = kDenseVectors, kBytes = 4 * kLanes;
     Acc c[R][V];
     load<R, V>(c, acc, stride, first);
-    const uint8_t *w = o.weights, *next = o.next;
+    const uint8_t* w = o.weights;
+    TapRows taps(o);
     for (uint32_t b = 0; b < o.count[0]; ++b, w += 2 * V * kBytes) {
-      const uint8_t* const* p = o.rows + o.refs[b].tap * o.tile;
-      const uint32_t offset = o.refs[b].offset();
-      if (next != nullptr) prefetch<2 * V * kBytes>(next + b * 2 * V * kBytes);
+      const uint8_t* const* p = taps.at(o.refs[b].tap);
+      const uint64_t offset = o.refs[b].offset();
+      prefetch<2 * V * kBytes>(o.next, b * 2 * V * kBytes);
       Vec wv[2 * V];
       unroll<2 * V>([&](auto v) SPARSEQ_INLINE { wv[v] = T::load(w + v * kBytes); });
       unroll<R>([&](auto r) SPARSEQ_INLINE {  // both steps of a row: its pointer is loaded once
@@ -44,21 +44,18 @@ struct DotMicro {
   }
 
   // Each step selects from 8 inputs, which vpbroadcastq loads: on Zen 5 a broadcast of 16 bytes to 512 bits
-  // takes the shuffle's pipe (measured in L1: 520 against 760 GMAC/s), one of 8 bytes takes none. Positions
-  // are below 8, so that the byte serves as step 0's index as it is, and shifted by 4 as step 1's: vpshufb
-  // looks at bits 0 to 3 and 7 only.
+  // takes the shuffle's pipe (measured in L1: 520 against 760 GMAC/s), one of 8 bytes takes none. One vector
+  // holds the positions of two blocks, 2 bits a value: memory is what few rows wait for.
   template <int R>
   static void sparse(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
     constexpr int kBytes = 4 * kLanes;
     Acc c[R][1];
     load<R, 1>(c, acc, stride, first);
-    const uint8_t *w = o.weights, *next = o.next;
-    for (uint32_t b = 0; b < o.count[0]; ++b, w += 3 * kBytes) {
-      const uint8_t* const* p = o.rows + o.refs[b].tap * o.tile;
-      const uint32_t offset = o.refs[b].offset();
-      if (next != nullptr) prefetch<3 * kBytes>(next + b * 3 * kBytes);
-      const Vec position = T::load(w + 2 * kBytes);
-      const Vec index[2] = {position, T::shift_nibbles(position)}, wv[2] = {T::load(w), T::load(w + kBytes)};
+    TapRows taps(o);
+    const auto block = [&](uint32_t b, const uint8_t* w, Vec index0, Vec index1) SPARSEQ_INLINE {
+      const uint8_t* const* p = taps.at(o.refs[b].tap);
+      const uint64_t offset = o.refs[b].offset();
+      const Vec index[2] = {index0, index1}, wv[2] = {T::load(w), T::load(w + kBytes)};
       unroll<(R + 1) / 2>([&](auto pair) SPARSEQ_INLINE {  // two rows side by side: 3 % over one
         constexpr int kFirst = 2 * pair, kRows = R - kFirst < 2 ? 1 : 2;
         unroll<2>([&](auto step) SPARSEQ_INLINE {
@@ -69,6 +66,18 @@ struct DotMicro {
           unroll<kRows>([&](auto r) SPARSEQ_INLINE { T::dot(c[kFirst + r][0], x[r], wv[step]); });
         });
       });
+    };
+    const uint8_t* w = o.weights;
+    uint32_t b = 0;
+    for (; b + 2 <= o.count[0]; b += 2, w += 5 * kBytes) {
+      prefetch<5 * kBytes>(o.next, w - o.weights);
+      const Vec positions = T::load(w);
+      block(b, w + kBytes, T::template index<0>(positions), T::template index<1>(positions));
+      block(b + 1, w + 3 * kBytes, T::template index<2>(positions), T::template index<3>(positions));
+    }
+    if (b < o.count[0]) {
+      const Vec positions = T::load(w);
+      block(b, w + kBytes, T::template index<0>(positions), T::template index<1>(positions));
     }
     store<R, 1>(c, acc, stride);
   }
@@ -78,10 +87,6 @@ struct DotMicro {
   static constexpr int64_t kExpandedBlock = 0;  // 2:4 blocks are read as stored
 
  private:
-  template <int N>
-  SPARSEQ_INLINE static void prefetch(const uint8_t* p) {
-    unroll<(N + 63) / 64>([&](auto line) SPARSEQ_INLINE { __builtin_prefetch(p + 64 * line, 0, 3); });
-  }
   template <int R, int V>
   SPARSEQ_INLINE static void load(Acc (&c)[R][V], const int32_t* acc, int64_t stride, bool first) {
     unroll<R>([&](auto r) SPARSEQ_INLINE {

@@ -68,7 +68,7 @@ PackedWeight pack_dense(const int8_t* weight, const WeightShape& shape, const La
       [&](int64_t row0, int64_t limit, const BlockRef& ref, std::vector<BlockRef>* list) {
         packer.split(row0, limit, ref, list);
       },
-      [&](int64_t row0, int64_t limit, const BlockRef& ref, BlockClass kind, uint8_t* to) {
+      [&](int64_t row0, int64_t limit, const BlockRef& ref, BlockClass kind, bool, uint8_t* to) {
         return packer.write(row0, limit, ref, kind, to);
       });
   return packed;

@@ -39,7 +39,7 @@ constexpr int kSparseBlock = 16;
 struct BlockRef {  // small: for few rows it is read once per 96 bytes of weights
   uint16_t tap;
   uint16_t quarter;  // first input channel of the block / 4
-  uint32_t offset() const { return uint32_t{4} * quarter; }
+  uint64_t offset() const { return uint64_t{4} * quarter; }
 };
 constexpr int64_t kMaxTaps = 65535, kMaxInChannels = 4 * 65535;  // what a BlockRef can hold; packing throws beyond
 
@@ -81,6 +81,7 @@ class AlignedBytes {
   uint8_t* data() { return data_; }
   const uint8_t* data() const { return data_; }
   std::size_t size() const { return size_; }
+  void shrink(std::size_t size) { size_ = size; }  // to fewer bytes
 
  private:
   uint8_t* data_ = nullptr;
@@ -110,7 +111,8 @@ struct Tiling {
   int group_width() const { return layout.group_vectors * layout.lanes; }
   int tile_rows() const { return kind == WeightKind::dense ? layout.dense_rows : layout.sparse_rows; }
   int64_t chunk_bytes() const {  // of all but a panel's last chunk
-    return chunk_blocks * (kind == WeightKind::dense ? kDenseBlock : 12) * panel_width();
+    if (kind == WeightKind::dense) return chunk_blocks * kDenseBlock * panel_width();
+    return (layout.classes ? 12 * chunk_blocks : 8 * chunk_blocks + 4 * ((chunk_blocks + 1) / 2)) * panel_width();
   }
   int64_t channel_groups() const { return panels * panel_width() / group_width(); }  // per conv group
 };
@@ -119,8 +121,7 @@ struct PackedWeight : Tiling {  // as packing makes it
   std::vector<Chunk> chunk;     // [groups][panels][chunks]
   std::vector<BlockRef> refs;
   AlignedBytes data;
-  std::vector<int32_t> weight_sum;             // [groups * out_channels], for the zero point
-  int64_t class_inputs[kClasses] = {0, 0, 0};  // inputs x panels by class
+  std::vector<int32_t> weight_sum;  // [groups * out_channels], for the zero point
 };
 
 struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie

@@ -10,8 +10,8 @@
 namespace sparseq::packing {
 
 // split(row0, limit, ref, list) appends the block, or its halves, to list[class]; write(row0, limit, ref, class,
-// to) returns the bytes written. row0: first output channel of the panel (over all groups); limit: one past
-// the last channel of its group.
+// odd, to) returns the bytes written, at most block_bytes; odd: every second block of a class. row0: first output
+// channel of the panel (over all groups); limit: one past the last channel of its group.
 template <class Split, class Write>
 void fill(PackedWeight& packed, int64_t block_inputs, int64_t block_bytes, const CacheSizes& caches, Split split,
           Write write) {
@@ -54,15 +54,17 @@ void fill(PackedWeight& packed, int64_t block_inputs, int64_t block_bytes, const
       }
       for (int k = 0; k < kClasses; ++k) {
         chunk.count[k] = static_cast<uint32_t>(sorted[k].size());
+        bool odd = false;
         for (const BlockRef& ref : sorted[k]) {
-          const int64_t bytes = write(row0, limit, ref, static_cast<BlockClass>(k), packed.data.data() + at);
+          const int64_t bytes = write(row0, limit, ref, static_cast<BlockClass>(k), odd, packed.data.data() + at);
+          odd = !odd;
           packed.refs.push_back(ref);
-          packed.class_inputs[k] += block_inputs * bytes / block_bytes;
           at += static_cast<std::size_t>(bytes);
         }
       }
     }
   }
+  packed.data.shrink(at);
 }
 
 inline bool pair_fits(int a, int b) { return a + b <= 128 && a + b >= -128; }

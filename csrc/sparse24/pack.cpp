@@ -10,10 +10,13 @@ struct Entry {
   int value, position;
 };
 
-// A block is 16 inputs of every channel of the panel, of which 8 per channel are kept:
-//   values of step 0 [lanes][4], values of step 1 [lanes][4], positions [lanes][4]: low nibble step 0, high step 1.
-// With classes (AVX2) which of the 8 goes where is free, since vpshufb fetches any of 16 activations for any byte;
-// without, step 0 has the first 8 inputs and step 1 the last 8, and positions count from there.
+// A block is 16 inputs of every channel of the panel, of which 8 per channel are kept, in two steps.
+// With classes (AVX2) which of the 8 goes where is free, since vpshufb fetches any of 16 activations for any byte:
+//   values of step 0 [lanes][4], values of step 1 [lanes][4], positions [lanes][4]: low nibble step 0, high step 1
+// Without, step 0 has the first 8 inputs and step 1 the last 8, each in order, two of each group of 4, so that 2
+// bits tell a value's place in its group; two blocks share a vector of them:
+//   positions [lanes][4]: bits 0-1 block 0 step 0, 2-3 step 1, 4-5 block 1 step 0, 6-7 step 1;
+//   values of block 0 [2 steps][lanes][4], values of block 1
 struct SparsePacker {
   const int8_t* values;
   const uint8_t* indices;
@@ -87,18 +90,34 @@ struct SparsePacker {
     return worst;
   }
 
-  void write(int64_t row0, int64_t limit, const BlockRef& ref, bool classes, uint8_t* to) const {
+  void write_classified(int64_t row0, int64_t limit, const BlockRef& ref, uint8_t* to) const {
     for (int64_t i = 0; i < lanes; ++i) {
       Entry e[8];
       gather(row0 + i, limit, ref, e);
-      if (classes) arrange(e);
-      for (int j = 0; j < 4; ++j) {  // classes: bytes (0, 1) of both steps are quad 0, bytes (2, 3) quad 1
-        const Entry& a = classes ? e[j / 2 * 4 + j % 2] : e[j];
-        const Entry& b = classes ? e[j / 2 * 4 + 2 + j % 2] : e[4 + j];
-        const int from = classes ? 0 : 8;
+      arrange(e);
+      for (int j = 0; j < 4; ++j) {  // bytes (0, 1) of both steps are quad 0, bytes (2, 3) quad 1
+        const Entry& a = e[j / 2 * 4 + j % 2];
+        const Entry& b = e[j / 2 * 4 + 2 + j % 2];
         to[4 * i + j] = static_cast<uint8_t>(a.value);
         to[4 * lanes + 4 * i + j] = static_cast<uint8_t>(b.value);
-        to[8 * lanes + 4 * i + j] = static_cast<uint8_t>(a.position | (b.position - from) << 4);
+        to[8 * lanes + 4 * i + j] = static_cast<uint8_t>(a.position | b.position << 4);
+      }
+    }
+  }
+
+  // `second` of its pair: the positions lie before the first one's values.
+  void write_pair(int64_t row0, int64_t limit, const BlockRef& ref, bool second, uint8_t* to) const {
+    uint8_t* positions = second ? to - 12 * lanes : to;
+    uint8_t* kept = second ? to : to + 4 * lanes;
+    for (int64_t i = 0; i < lanes; ++i) {
+      Entry e[8];
+      gather(row0 + i, limit, ref, e);
+      for (int j = 0; j < 4; ++j) {
+        const int fields = (e[j].position & 3) | (e[4 + j].position & 3) << 2;
+        kept[4 * i + j] = static_cast<uint8_t>(e[j].value);
+        kept[4 * lanes + 4 * i + j] = static_cast<uint8_t>(e[4 + j].value);
+        uint8_t& byte = positions[4 * i + j];
+        byte = static_cast<uint8_t>(second ? byte | fields << 4 : fields);
       }
     }
   }
@@ -126,9 +145,13 @@ PackedWeight pack_sparse24(const int8_t* values, const uint8_t* indices, const W
       [&](int64_t row0, int64_t limit, const BlockRef& ref, std::vector<BlockRef>* list) {
         list[packer.classify(row0, limit, ref)].push_back(ref);
       },
-      [&](int64_t row0, int64_t limit, const BlockRef& ref, BlockClass, uint8_t* to) {
-        packer.write(row0, limit, ref, layout.classes, to);
-        return 12 * packer.lanes;
+      [&](int64_t row0, int64_t limit, const BlockRef& ref, BlockClass, bool odd, uint8_t* to) {
+        if (layout.classes) {
+          packer.write_classified(row0, limit, ref, to);
+          return 12 * packer.lanes;
+        }
+        packer.write_pair(row0, limit, ref, odd, to);
+        return (odd ? 8 : 12) * packer.lanes;
       });
   return packed;
 }

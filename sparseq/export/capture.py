@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from sparseq.export.view import quantised_layers
+from sparseq.export.view import quantised_by_rows, quantised_layers
 from sparseq.nn import SparseQuantLayer
 
 Array = np.ndarray[Any, Any]
@@ -81,6 +81,8 @@ class Capture:
         self.count[name] += 1
         call = f"{name}@{calls}" if calls else name
         if layer.input_spec is not None:
-            self.record.inputs[call] = layer.quantize_input(args[0])[0].numpy()
+            q = layer.quantize_input(args[0])[0]
+            q = q.reshape(-1, q.shape[-1]) if quantised_by_rows(layer) else q
+            self.record.inputs[call] = q.numpy()
         # a copy: an in-place activation behind the layer would write into it
         self.record.outputs[call] = output.float().clone().numpy()

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from sparseq import ops
 from sparseq.flow.convert import convert
-from sparseq.nn import SparseQuantLayer
-from sparseq.quant import FakeQuantize, range_to_grid
+from sparseq.nn import SparseQuantLayer, SparseQuantLinear
+from sparseq.quant import FakeQuantize
 from sparseq.spec import Quant
 
 _ops = torch.ops.sparseq
@@ -20,6 +19,12 @@ _ops = torch.ops.sparseq
 def quantised_layers(model: nn.Module) -> dict[str, SparseQuantLayer]:
     """The integer layers of a converted model, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, SparseQuantLayer)}
+
+
+def quantised_by_rows(layer: SparseQuantLayer) -> bool:
+    """Whether each row of a layer's input has a grid of its own: the file then holds a matrix."""
+    dynamic = layer.input_spec is not None and layer.input_scale is None
+    return dynamic and isinstance(layer, SparseQuantLinear)
 
 
 def as_converted(model: nn.Module) -> nn.Module:
@@ -41,21 +46,40 @@ def _traced_forward(layer: SparseQuantLayer) -> Callable[[Tensor], Tensor]:
         layer.input_scale = layer.input_scale.reshape(())
         layer.input_zero_point = layer.input_zero_point.reshape(())
 
+    by_rows = quantised_by_rows(layer)
+
     def forward(x: Tensor) -> Tensor:
         wide, spec = x.float(), layer.input_spec
-        if spec is not None:
-            scale, zero_point = layer.input_scale, layer.input_zero_point
-            if scale is None:
-                scale, zero_point = range_to_grid(*ops.minmax(wide), spec)
+        if by_rows:
+            wide = _rounded_rows(layer, wide.reshape(-1, shape[1]))
+        elif spec is not None:
+            scale, zero_point = layer.input_grid(wide)
             wide = _ops.fake_quantize(
                 wide, scale, zero_point, spec.quant_min, spec.quant_max, None, None, 1.0
             )
         weight = _ops.dequantize(
             layer.weight_values, layer.weight_scale, layer.weight_zero_point, 0, None, torch.float32
         )
-        return layer.float_kernel(wide, weight.reshape(shape)).to(x.dtype)
+        y = layer.float_kernel(wide, weight.reshape(shape)).to(x.dtype)
+        return y.reshape(*x.shape[:-1], shape[0]) if by_rows else y
 
     return forward
+
+
+def _rounded_rows(layer: SparseQuantLayer, rows: Tensor) -> Tensor:
+    """Rows on grids of their own: in ONNX one scale and zero point along axis 0.
+
+    The integers take all of their type there, so what a narrower range would cut off is cut off
+    before.
+    """
+    assert layer.input_spec is not None and layer.input_limits is not None
+    low, high = layer.input_limits
+    scale, zero_point = layer.input_grid(rows)
+    if layer.input_spec.bits < 8:
+        rows = torch.maximum(rows, (low - zero_point) * scale)
+        rows = torch.minimum(rows, (high - zero_point) * scale)
+    full = (-128, 127) if low < 0 else (0, 255)
+    return _ops.fake_quantize(rows, scale[:, 0], zero_point[:, 0], *full, 0, None, 1.0)
 
 
 def export_view(model: nn.Module) -> nn.Module:
@@ -88,5 +112,5 @@ def check_tensorrt(model: nn.Module) -> None:
         if layer.input_spec is not None and layer.input_scale is None:
             raise ValueError(
                 f"export.onnx: target 'tensorrt' needs a fixed input range: the input of {name} "
-                "takes each batch's own; calibrate it"
+                f"takes {layer.own_range.removesuffix(' range')}; calibrate it"
             )

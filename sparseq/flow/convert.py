@@ -102,7 +102,8 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
 
     Args:
         model: prepared, and calibrated or trained; not changed.
-        example: an input; where given, the converted model is run on it once as a check.
+        example: an input of the batch size to be used; where given, the converted model is run on
+            it once, and each layer chooses its kernel for as many rows (`sparseq.choice`).
 
     Returns:
         A new model in eval mode.
@@ -126,5 +127,24 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     if untraced:
         fast.sparseq_unfolded = f"batch norms stay in float: {untraced}"  # type: ignore[assignment]
     if example is not None:
-        fast(example)
+        _settle(fast, example)
     return fast
+
+
+def _settle(model: nn.Module, example: Tensor) -> None:
+    """Run the model once; each layer then chooses its kernel for the rows it was given."""
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(layer, SparseQuantLayer)
+        rows[layer] = output.numel() // max(1, layer.weight_values.shape[0])
+
+    rows: dict[SparseQuantLayer, int] = {}
+    layers = [m for m in model.modules() if isinstance(m, SparseQuantLayer)]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer, seen in rows.items():
+        layer.settle(max(1, seen))

@@ -59,20 +59,14 @@ def _integer_row(name: str, layer: SparseQuantLayer) -> Row:
     )
     zeros = float((stored == 0).float().mean()) if stored.numel() else 0.0
     weight = _scheme(layer.weight_spec)
-    if layer.integer:
-        assert layer.input_spec is not None
-        how = "" if layer.input_scale is not None else ", each batch's own range"
-        kernel = f"{layer.kernel} ({core.isa()})"
-        note = f"weight {weight}, input {_scheme(layer.input_spec)}{how}"
-    else:
+    note = f"weight {weight}"
+    if layer.input_spec is not None:
+        how = "" if layer.input_scale is not None else f", {layer.own_range}"
+        note += f", input {_scheme(layer.input_spec)}{how}"
+    kernel = f"{layer.kernel} ({core.isa()})"
+    if layer.kernel == "float32":
         kernel = "float32 on dequantised weight"
-        why = (
-            "no input quantiser in the plan"
-            if layer.input_spec is None
-            else ("group scales have no integer kernel")
-        )
-        note = f"weight {weight}; {why}"
-    return Row(name, type(layer).__name__, kernel, zeros, note)
+    return Row(name, type(layer).__name__, kernel, zeros, f"{note}; {layer.choice.reason}")
 
 
 def _float_row(name: str, layer: nn.Module) -> Row:

@@ -37,6 +37,7 @@ def _structure(model: nn.Module) -> dict[str, Any]:
                 "weight": dataclasses.asdict(module.weight_spec),
                 "input": module.input_spec and dataclasses.asdict(module.input_spec),
                 "static": module.input_scale is not None,
+                "rows": module.rows,
                 "bias": module.bias is not None,
                 "zero_point": module.weight_zero_point is not None,
             }
@@ -114,7 +115,9 @@ def _restore_structure(model: Model, header: dict[str, Any]) -> Model:
         if entry["zero_point"] and packed.zero_point is None:
             zero = torch.zeros_like(packed.scale, dtype=torch.int32)
             packed = dataclasses.replace(packed, zero_point=zero)
-        model = set_module(model, name, kind(packed, bias, grid, layer))  # type: ignore[assignment]
+        swapped = kind(packed, bias, grid, layer)
+        swapped.rows = entry.get("rows")
+        model = set_module(model, name, swapped)  # type: ignore[assignment]
     for name, entry in header["prepared"].items():
         attach(name, layers[name], Layer.from_dict(entry))
     for name in header["identities"]:

@@ -270,7 +270,7 @@ def check_sums(case: Case) -> None:
     got, want = case.learned()
     assert_same_bits(got[0], want[0])
     # terms are at most |grad| * 300 for the scale; a float sum loses a few of its last bits
-    rows = reference._rows(case.grad.double().abs(), case.axis, case.group).sum(1)
+    rows = reference.affine._rows(case.grad.double().abs(), case.axis, case.group).sum(1)
     for g, w, most in ((got[1], want[1], 300.0), (got[2], want[2], case.scale)):
         assert (g - w.reshape(-1)).abs().le(rows * most * 2**-21).all()
 

@@ -318,6 +318,35 @@ def test_each_batchs_own_range(tmp_path):
         export.onnx(model, x, tmp_path / "n.onnx", target="tensorrt")
 
 
+@pytest.mark.parametrize("batch", [(6,), (3, 7)])
+@pytest.mark.parametrize(
+    "grid",
+    [Quant(), Quant(symmetric=False), Quant(bits=5, symmetric=False), Quant(signed=False)],
+    ids=lambda spec: f"{spec.bits} {spec.signed} {spec.symmetric}",
+)
+def test_each_rows_own_range(batch, grid, tmp_path):
+    """Per token, between layers that are and that are not; the numbers are those of the op."""
+    torch.manual_seed(0)
+    fixed = {"scale": torch.tensor(0.02), "zero_point": torch.tensor(-100, dtype=torch.int32)}
+    model = nn.Sequential(
+        SparseQuantLinear.from_float(nn.Linear(32, 48), input=grid),
+        nn.ReLU(),
+        SparseQuantLinear.from_float(nn.Linear(48, 40), input=INPUT, **fixed),
+        nn.ReLU(),
+        SparseQuantLinear.from_float(nn.Linear(40, 24), Quant(group_size=8), grid),
+        nn.Tanh(),
+        SparseQuantLinear.from_float(nn.Linear(24, 10), input=grid),
+    )
+    x = torch.randn(*batch, 32) * torch.logspace(-2, 2, batch[-1])[:, None]
+    export.onnx(model, x[:2], tmp_path / "m.onnx")
+    report = export.verify(model, tmp_path / "m.onnx", [x, 5 * x, torch.zeros_like(x), x[:1]])
+    assert report.passed, report
+    calls = json.loads(
+        {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}["sparseq_layers"]
+    )
+    assert all(set(call["values"]) == {"input", "output"} for call in calls.values())
+
+
 def test_tensorrt_profile(exported):
     graph = exported("tensorrt").proto.graph
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}

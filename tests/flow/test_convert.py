@@ -462,9 +462,72 @@ def test_from_float_linear(shape):
     )
     torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
     dynamic = SparseQuantLinear.from_float(linear)(x)
-    span = float(x.max().clamp(min=0) - x.min().clamp(max=0)) / 255
+    span = (x.amax(-1, True).clamp(min=0) - x.amin(-1, True).clamp(max=0)) / 255
     bound = span / 2 * linear.weight.detach().abs().sum(1).max() + 0.05
     assert bool(((dynamic - linear(x)).abs() <= bound).all())
+
+
+INPUT_SCHEMES = [
+    Quant(),
+    Quant(symmetric=False),
+    Quant(signed=False),
+    Quant(signed=False, symmetric=False),
+    Quant(bits=5, symmetric=False),
+    Quant(bits=4),
+]
+
+
+@pytest.mark.parametrize("spec", INPUT_SCHEMES, ids=str)
+@pytest.mark.parametrize("shape", [(9, 12), (2, 3, 12), (12,), (0, 12)])
+def test_dynamic_linear_takes_each_rows_own_range(spec, shape):
+    """What the integer op does inside is what quantize_input says, and so does the float path."""
+    linear, x = nn.Linear(12, 7), torch.randn(shape)
+    layer = SparseQuantLinear.from_float(linear, input=spec)
+    y = layer(x)
+    q, scale, zero_point = layer.quantize_input(x)
+    assert scale.shape == (*shape[:-1], 1)
+    assert layer.input_limits is not None
+    if q.numel():
+        assert layer.input_limits[0] <= int(q.min()) and int(q.max()) <= layer.input_limits[1]
+    acc = (q.double() - zero_point) @ layer.weight_values.double().T
+    wanted = (acc + 0.0).float() * layer.weight_scale * scale + layer.bias
+    testing.assert_equal(y, wanted)
+    rows = x.reshape(-1, 12)
+    for row, result in zip(rows, y.reshape(-1, 7), strict=True):
+        testing.assert_equal(layer(row), result)
+    grouped = SparseQuantLinear.from_float(linear, Quant(group_size=4), spec)
+    assert not grouped.integer
+    rounded = (q.float() - zero_point) * scale
+    wanted = functional.linear(rounded, grouped.packed().dequantize(), linear.bias.detach())
+    torch.testing.assert_close(grouped(x), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("static", [True, False])
+def test_a_layer_is_one_op(dtype, static):
+    """The result is that of quantize, the product and a cast, bit for bit."""
+    grid = {"scale": torch.tensor(0.03), "zero_point": torch.tensor(5, dtype=torch.int32)}
+    conv, x = nn.Conv2d(6, 8, 3, padding=1), torch.randn(2, 6, 7, 5).to(dtype)
+    layer = SparseQuantConv2d.from_float(conv, **(grid if static else {}))
+    q, scale, zero_point = layer.quantize_input(x)
+    y = ops.int8_conv2d(
+        q, layer.weight_values, layer.weight_scale * scale, zero_point.reshape(1), None,
+        layer.bias, padding=(1, 1),
+    )  # fmt: skip
+    testing.assert_equal(layer(x), y.to(dtype))
+    if static:
+        linear, rows = nn.Linear(6, 4), x[0, :, :, 0].T
+        fixed = SparseQuantLinear.from_float(linear, **grid)
+        q, scale, zero_point = fixed.quantize_input(rows)
+        scale = fixed.weight_scale * scale
+        y = ops.int8_linear(q, fixed.weight_values, scale, zero_point, None, fixed.bias)
+        testing.assert_equal(fixed(rows), y.to(dtype))
+
+
+def test_integers_are_no_input():
+    layer = SparseQuantLinear.from_float(nn.Linear(12, 7))
+    with pytest.raises(TypeError, match=r"SparseQuantLinear: x must be float32, .* got uint8"):
+        layer(torch.ones(3, 12, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])

@@ -112,7 +112,7 @@ def test_dynamic_inputs_are_named():
     from sparseq.nn import SparseQuantLinear
 
     (row,) = explain(nn.Sequential(SparseQuantLinear.from_float(nn.Linear(4, 4)))).rows
-    assert "each batch's own range" in row.note
+    assert "each row's own range" in row.note
 
 
 def test_it_prints_a_table():

@@ -192,7 +192,7 @@ def terms(case):
     sums = []
     for each in (by_scale, by_zero):
         rows = each.reshape(case.x.shape).double().abs()
-        total = reference._sum_channels(rows, *case.grouping)
+        total = reference.affine._sum_channels(rows, *case.grouping)
         sums.append(total.reshape(case.scale.shape))
     return sums
 

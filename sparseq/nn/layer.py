@@ -1,0 +1,294 @@
+"""What the modules that run on integers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseq import ops
+from sparseq.choice import DENSE, FLOAT, INT4, SPARSE, Choice, Work, choose
+from sparseq.packed import PackedWeight
+from sparseq.quant import range_to_grid
+from sparseq.spec import Quant
+
+# The op itself: for a layer of some microseconds the wrapper's checks would take longer.
+_quantize = torch.ops.sparseq.quantize.default
+
+DEFAULT_WEIGHT = Quant(axis=0)
+DEFAULT_INPUT = Quant(symmetric=False)
+
+
+@dataclass(frozen=True)
+class InputGrid:
+    """How a layer's input is quantised: scheme and grid, or None for the input's own range.
+
+    Its own range is each batch's for a convolution, each row's ("per token") for a linear layer.
+    """
+
+    spec: Quant
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+
+
+class SparseQuantLayer(nn.Module):
+    """What the integer modules share: the stored weight, the input's grid, and which kernel runs.
+
+    Integers run where the input is quantised and the weight has one scale an output channel, as one
+    op from float to float; dense or 2:4, or float32 where that was measured to be faster
+    (`sparseq.choice`). Other layers compute in float32 on the dequantised weight, linear ones of at
+    most 4 bits straight from their packed weight while rows are few.
+
+    Attributes:
+        own_range: whose range a grid covers that is not fixed.
+        weight_values: int8 or uint8.
+        weight_scale: float32 `[N]`, or `[N, groups]`.
+        weight_zero_point: int32, or None.
+        bias: float32 `[N]`, or None.
+        input_scale: float32 `[1]`, or None.
+        input_zero_point: int32 `[1]`, or None.
+        input_limits: least and greatest integer of the quantised input, or None.
+        integer: whether integers can run.
+        tiles: the weight as this machine's kernels read it; made on load, never saved.
+        float_weight: the dequantised weight, where float32 was chosen over integers; never saved.
+        rows: how many rows (output pixels) a call is expected to have; None if nobody said.
+        choice: the kernel, and why.
+    """
+
+    own_range = "each batch's own range"
+    weight_values: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor | None
+    bias: Tensor | None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
+    tiles: Tensor | None
+    float_weight: Tensor | None
+
+    def __init__(
+        self, weight: PackedWeight, bias: Tensor | None, grid: InputGrid | None, like: nn.Module
+    ) -> None:
+        super().__init__()
+        self.weight_spec = weight.spec
+        self.input_spec = None if grid is None else grid.spec
+        static = grid is not None and grid.scale is not None
+        self.input_limits = None if grid is None else self.limits_of(grid.spec, static)
+        self.arguments = self.arguments_of(like)
+        for name in ("weight_values", "weight_scale", "weight_zero_point"):
+            self.register_buffer(name, None)
+        self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
+        self.register_buffer(
+            "input_scale", grid.scale.reshape(1) if grid and grid.scale is not None else None
+        )
+        zero = grid.zero_point if grid is not None and static else None
+        if grid is not None and grid.scale is not None and zero is None:
+            zero = torch.zeros(1, dtype=torch.int32, device=grid.scale.device)
+        self.register_buffer("input_zero_point", None if zero is None else zero.reshape(1))
+        self.register_buffer("tiles", None, persistent=False)
+        self.register_buffer("float_weight", None, persistent=False)
+        self.rows: int | None = None
+        self.set_weight(weight)
+        self.train(False)
+
+    @staticmethod
+    def arguments_of(like: nn.Module) -> dict[str, Any]:
+        """What the layer's function needs beside weight and bias."""
+        return {}
+
+    @staticmethod
+    def limits_of(spec: Quant, static: bool) -> tuple[int, int]:
+        """The range of the integers that the input becomes."""
+        return spec.quant_min, spec.quant_max
+
+    @staticmethod
+    def refusal(layer: nn.Module) -> str | None:
+        """Why this kind of layer cannot run on integers, or None."""
+        return None
+
+    @classmethod
+    def from_float(
+        cls,
+        layer: nn.Module,
+        weight: Quant = DEFAULT_WEIGHT,
+        input: Quant | None = DEFAULT_INPUT,
+        scale: Tensor | None = None,
+        zero_point: Tensor | None = None,
+    ) -> SparseQuantLayer:
+        """Quantise a float layer over its weight's own range.
+
+        Args:
+            layer: the float module; left as it is.
+            weight: the weight's scheme, with axis 0 or None.
+            input: the input's scheme, per tensor; None computes in float on the stored weight.
+            scale: the input's scale (float32, one element); None takes the input's own range: each
+                batch's for a convolution, each row's for a linear layer.
+            zero_point: the input's zero point (int32), with scale.
+
+        Raises:
+            TypeError: layer is of another kind.
+            ValueError: a layer or scheme that cannot be served.
+        """
+        if not isinstance(layer, cls.float_type):  # type: ignore[attr-defined]
+            wanted = cls.float_type.__name__  # type: ignore[attr-defined]
+            raise TypeError(
+                f"{cls.__name__}.from_float: layer must be nn.{wanted}, got {type(layer).__name__}"
+            )
+        refusal = cls.refusal(layer)
+        if refusal:
+            raise ValueError(f"{cls.__name__}.from_float: {refusal}")
+        if weight.axis not in (0, None):
+            raise ValueError(
+                f"{cls.__name__}.from_float: weight must have axis 0 or None, got {weight.axis}"
+            )
+        packed = PackedWeight.from_float(layer.weight, weight)
+        grid = None if input is None else InputGrid(input, scale, zero_point)
+        return cls(packed, layer.bias, grid, layer)
+
+    def set_weight(self, weight: PackedWeight) -> None:
+        """Take another stored weight of the same shape and scheme."""
+        self.weight_values, self.weight_scale = weight.values, weight.scale
+        self.weight_zero_point = weight.zero_point
+        self.integer = self.input_spec is not None and weight.scale.dim() == 1
+        self.settle(self.rows)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.settle(self.rows)
+
+    @property
+    def _tiled(self) -> bool:
+        """Tiles serve signed weights without zero points, on a CPU."""
+        weight = self.weight_values
+        plain = weight.dtype == torch.int8 and self.weight_zero_point is None
+        return self.integer and plain and weight.device.type == "cpu" and weight.numel() > 0
+
+    def work(self, rows: int) -> Work:
+        """This layer on so many rows."""
+        weight, groups = self.weight_values, self.arguments.get("groups", 1)
+        inputs, taps = weight.shape[1], weight[0, 0].numel() if weight.numel() else 1
+        return Work(rows, max(1, inputs), max(1, weight.shape[0] // groups), taps, groups)
+
+    def settle(self, rows: int | None = None) -> None:
+        """Choose the kernel by what was measured, and pack the weight for it.
+
+        Args:
+            rows: how many rows (output pixels) a call will have, about; None for 128.
+        """
+        self.rows = rows
+        if not self.integer:
+            self.use(*self._weight_only())
+            return
+        if not self._tiled:
+            self.use(DENSE, "unsigned weights and zero points have no packed form")
+            return
+        packed = ops.int8_tiles(self.weight_values, self.arguments.get("groups", 1))
+        choice = choose(self.work(rows or 128), ops.tile_kind(packed) == "2:4")
+        self.use(choice.kernel, choice.reason)
+
+    def _weight_only(self) -> tuple[str, str]:
+        """Kernel and reason of a layer without integer products."""
+        plan = "no input quantiser in the plan"
+        return FLOAT, plan if self.input_spec is None else "group scales have no integer kernel"
+
+    def use(self, kernel: str, reason: str = "asked for") -> None:
+        """Run on this kernel from now on.
+
+        Args:
+            kernel: "int8", "int8 2:4", "int4" or "float32".
+            reason: what `explain` shall say.
+
+        Raises:
+            ValueError: the layer's weight or input does not allow it.
+        """
+        groups, weight = self.arguments.get("groups", 1), self.weight_values
+        tiles = float_weight = None
+        if kernel == INT4 and self._weight_only()[0] == INT4:
+            tiles = ops.pack_int4(weight)
+        elif kernel == FLOAT and self.integer:
+            float_weight = self._float_layout(self.packed().dequantize())
+        elif kernel in (DENSE, SPARSE) and self._tiled:
+            tiles = ops.int8_tiles(weight, groups, "dense" if kernel == DENSE else "2:4")
+        elif kernel != FLOAT and not (kernel == DENSE and self.integer):
+            raise ValueError(f"use: kernel must be one that this layer has, got {kernel!r}")
+        self.tiles, self.float_weight = tiles, float_weight
+        self.choice = Choice(kernel, reason)
+
+    @staticmethod
+    def _float_layout(weight: Tensor) -> Tensor:
+        """The weight in the memory format that the float function likes."""
+        return weight
+
+    @property
+    def kernel(self) -> str:
+        """What `forward` runs on: "int8", "int8 2:4", "int8 depthwise", "int4" or "float32"."""
+        chosen = self.choice.kernel
+        if chosen == DENSE and self.tiles is not None and ops.tile_kind(self.tiles) == "depthwise":
+            return "int8 depthwise"
+        return chosen
+
+    def packed(self) -> PackedWeight:
+        """The stored weight."""
+        return PackedWeight(
+            self.weight_values, self.weight_scale, self.weight_zero_point, self.weight_spec
+        )
+
+    def input_grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of x, each of one element, or of one a row."""
+        scale, zero_point = self.input_scale, self.input_zero_point
+        if scale is None or zero_point is None:
+            assert self.input_spec is not None
+            return range_to_grid(*ops.minmax(x), self.input_spec)
+        return scale, zero_point
+
+    def quantize_input(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """X as integers, with scale and zero point, each of one element or of one a row.
+
+        What the integer op does inside; for where there is none, and for comparisons.
+        """
+        assert self.input_limits is not None
+        scale, zero_point = self.input_grid(x)
+        # the grid was checked when made: the op itself, without the wrapper's looks at values
+        rows = (-1, x.shape[-1]) if scale.dim() > 1 else (None, None)
+        return _quantize(x, scale, zero_point, *self.input_limits, *rows), scale, zero_point
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the float layer; the result has x's dtype."""
+        if not x.is_floating_point():
+            kind, got = type(self).__name__, str(x.dtype).removeprefix("torch.")
+            raise TypeError(f"{kind}: x must be float32, float16 or bfloat16, got {got}")
+        if self.float_weight is not None:
+            y = self.float_kernel(self._rounded_input(x).float(), self.float_weight)
+        elif self.integer:
+            y = self.integer_kernel(x.float() if x.dtype == torch.float16 else x)
+        else:
+            y = self.weight_only_kernel(self._rounded_input(x).float())
+        return y if y.dtype == x.dtype else y.to(x.dtype)
+
+    def weight_only_kernel(self, x: Tensor) -> Tensor:
+        """The float function on the weight as it is stored."""
+        return self.float_kernel(x, self.packed().dequantize())
+
+    def _rounded_input(self, x: Tensor) -> Tensor:
+        """X on its grid, if it has one."""
+        if self.input_spec is None:
+            return x
+        q, scale, zero_point = self.quantize_input(x)
+        if scale.dim() > 1:
+            return ((q.float() - zero_point) * scale).to(x.dtype)
+        return ops.dequantize(q, scale, zero_point, dtype=x.dtype)
+
+    def integer_kernel(self, x: Tensor) -> Tensor:
+        """The integer op, from float32 or bfloat16 x to y."""
+        raise TypeError(f"{type(self).__name__} has no integer kernel")
+
+    def float_kernel(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The float function on the dequantised weight."""
+        raise TypeError(f"{type(self).__name__} has no float kernel")
+
+    def extra_repr(self) -> str:
+        """Shape and schemes, for print(model)."""
+        return (
+            f"{list(self.weight_values.shape)}, weight={self.weight_spec}, input={self.input_spec}"
+        )
