@@ -615,7 +615,7 @@ def test_a_planted_bug_is_found(gpu, tmp_path: Path, name: str) -> None:
     kernels = gpu.modules.copy()
     try:
         gpu.replace(copy / "gemm" / f"launch_{'sparse' if 'metadata' in name else 'dense'}.cu")
-        with pytest.raises(Exception, match="assert|race|flight|bounds|metadata"):
+        with pytest.raises(Exception, match=r"assert|race|flight|bounds|metadata"):
             broken_product(gpu, name)
     finally:
         gpu.modules = kernels
