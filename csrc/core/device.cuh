@@ -97,6 +97,20 @@ inline bool aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % (N * sizeof(T)) == 0;
 }
 
+// A kernel's parameter, read whole where the kernel begins. Otherwise the compiler moves reads behind branches, and
+// there through the parameter's address, which the interpreter that tests use does not follow.
+template <class T>
+__device__ __forceinline__ T at_once(const T& parameter) {
+  static_assert(sizeof(T) % 8 == 0);
+  struct Words {
+    uint64_t word[sizeof(T) / 8];
+  };
+  auto words = __builtin_bit_cast(Words, parameter);
+#pragma unroll
+  for (uint64_t& word : words.word) asm volatile("" : "+l"(word));
+  return __builtin_bit_cast(T, words);
+}
+
 // n / divisor for 0 <= n < 2^63 by one high product (Granlund & Montgomery 1994, figure 4.1): a 64-bit
 // division takes about a hundred instructions on a GPU.
 struct Divider {

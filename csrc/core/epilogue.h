@@ -6,7 +6,7 @@
 namespace sparseq {
 
 enum class Activation : int32_t { none, relu, relu6, hardswish };
-enum class Element : int32_t { none, f32, bf16, u8, s8 };
+enum class Element : int32_t { none, f32, bf16, u8, s8, f16 };  // f16: on CUDA
 
 // y = (float(acc - zero[m] * weight_sum[n]) * multiplier[n]) * row_scale[m] + bias[n]
 // y = activation(y + residual)

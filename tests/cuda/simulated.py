@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,11 @@ def compile_ptx(source: Path, folder: Path, flags: Sequence[str] = ()) -> Module
     return Module(out.read_text())
 
 
+def _plain(name: str) -> str:
+    """A kernel's mangled name without what nvcc makes of its file's content."""
+    return re.sub(r"\d+_GLOBAL__N__[0-9a-f]{8}_\d+_(\w+?_cu)_[0-9a-f]{8}", r"\1", name)
+
+
 class Gpu:
     """Launchers in .cu files and C functions that call them in .cpp files, built to be simulated.
 
@@ -45,7 +51,7 @@ class Gpu:
     """
 
     def __init__(self, folder: Path, sources: Sequence[Path], flags: Sequence[str] = ()) -> None:
-        self.modules: dict[str, Module] = {}  # by kernel
+        self.modules: dict[str, tuple[Module, str]] = {}  # by kernel: its file, its name there
         self.coverage: list[Coverage] = []
         objects = []
         for source in sources:
@@ -55,7 +61,7 @@ class Gpu:
             if source.suffix == ".cu":
                 module = Module((folder / f"{source.stem}.ptx").read_text())
                 self.coverage.append(Coverage(module))
-                self.modules.update(dict.fromkeys(module.names, module))
+                self._take(module)
         # torch has loaded the real cudart for everyone; -Bsymbolic binds to the stand-in even so
         link = ["gcc", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-Wl,-Bsymbolic,-z,defs"]
         library = folder / "launch.so"
@@ -66,6 +72,13 @@ class Gpu:
         self.callbacks = LAUNCH(self._launch), MEMSET(self._memset)
         self.library.simulated_callbacks(*self.callbacks)
         self.reset()
+
+    def replace(self, source: Path) -> None:
+        """Take the kernels of another version of a file, and leave the launchers as they are."""
+        self._take(compile_ptx(source, source.parent))
+
+    def _take(self, module: Module) -> None:
+        self.modules |= {_plain(name): (module, name) for name in module.names}
 
     def reset(
         self, max_blocks: int | None = None, schedule: str = "lockstep", seed: int = 0
@@ -82,8 +95,8 @@ class Gpu:
 
     def _launch(self, name, geometry, shared, dynamic_limit, arguments, stream):  # type: ignore[no-untyped-def]
         try:
-            module = self.modules[name.decode()]
-            kernel = module.kernel(name.decode())
+            module, found = self.modules[_plain(name.decode())]
+            kernel = module.kernel(found)
             values = [
                 ctypes.string_at(arguments[k], size)
                 for k, (_, _, size) in enumerate(kernel.parameters)
