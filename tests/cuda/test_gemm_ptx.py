@@ -527,7 +527,7 @@ def test_rows_on_their_own_grids(
         assert torch.equal(gpu.take(zero, (rows, 1), torch.int32).float(), want_zero.float())
     got = gpu.take(q, (rows, columns + pad), torch.uint8)
     assert not got[:, columns:].any()
-    centred, _, _ = reference._quantized_input(x, None, None, low, high)
+    centred, _, _ = reference.gemm._quantized_input(x, None, None, low, high)
     stored = (centred + want_zero).to(torch.int16).to(torch.uint8)
     assert torch.equal(got[:, :columns], stored)
 
@@ -538,7 +538,7 @@ def test_products_of_such_rows(gpu, kind: int, splits: int, low: int, high: int)
     x = torch.randn((11, 144), generator=torch.Generator().manual_seed(1))
     weight = weight_of((19, 144), kind == SPARSE, 2)
     row_scale, row_zero = reference.row_grid(x, low, high)
-    centred, _, _ = reference._quantized_input(x, None, None, low, high)
+    centred, _, _ = reference.gemm._quantized_input(x, None, None, low, high)
     q = (centred + row_zero).to(torch.int8 if low < 0 else torch.uint8)
     given = {"scale": scales(19), "bias": wild(19, 3, 1.0)}
     zero = {} if low < 0 else {"row_zero": row_zero.reshape(-1).int()}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ptx import PtxError
-from snippets import array_type, edges, evaluate, wrap
+from snippets import array_type, edges, evaluate, kernel, run, wrap
 
 # significant bits, least exponent of a normal number, greatest exponent
 FORMATS = {"f16": (11, -14, 15), "bf16": (8, -126, 127), "f32": (24, -126, 127)}
@@ -228,6 +228,11 @@ def test_approximations(opcode: str, function) -> None:
     for form in ("approx", "full"):
         got = evaluate(f"div.{form}.f32", "f32", ("f32", a), ("f32", [3]))
         np.testing.assert_allclose(got, a / 3, rtol=2**-23)
+
+
+def test_approximate_instructions_are_flagged() -> None:
+    module = kernel("ex2.approx.f32 %f1, 0f3F800000; sqrt.rn.f32 %f2, %f1;")
+    assert [i.opcode for i in run(module, 0).program.approximate] == ["ex2.approx.f32"]
 
 
 def test_sign_bits() -> None:

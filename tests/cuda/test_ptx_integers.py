@@ -302,6 +302,8 @@ def test_setp(kind: str) -> None:
     for name, f in COMPARE.items():
         got = evaluate(f"setp.{name}.{kind}", "pred", (kind, a), (kind, b))
         assert got.tolist() == [int(f(int(x), int(y))) for x, y in zip(a, b, strict=True)]
+    raw = [(f"u{bits(kind)}", v.view(f"u{v.itemsize}")) for v in (a, b)]
+    assert evaluate(f"setp.ne.b{bits(kind)}", "pred", *raw).tolist() == (a != b).tolist()
     if kind[0] == "u":
         for name, same in (("lo", "lt"), ("ls", "le"), ("hi", "gt"), ("hs", "ge")):
             got = evaluate(f"setp.{name}.{kind}", "pred", (kind, a), (kind, b))

@@ -273,21 +273,22 @@ $end:
     ],
 )
 def test_atomics(opcode: str, kind, start, values, want) -> None:
+    """With and without the old value as a result."""
     size = np.dtype(kind).itemsize
-    register = {2: "%h1", 4: "%r1", 8: "%d5"}[size]
-    old = {2: "%h2", 4: "%r2", 8: "%d6"}[size]
-    device = Device(1)
-    data, cell = device.upload(np.array(values, kind)), device.upload(np.array([start], kind))
-    body = AT.format(size=size) + f"ld.global.b{8 * size} {register}, [%d2];\n"
-    reading = opcode.replace(".f32", ".f32")
-    if opcode.endswith("f32"):
-        body += f"mov.b32 %f1, {register};\natom.global.{reading} %f2, [%at1], %f1;"
-    elif opcode.endswith("f64"):
-        body += f"mov.b64 %g1, {register};\natom.global.{reading} %g2, [%at1], %g1;"
-    else:
-        body += f"atom.global.{reading} {old}, [%at1], {register};"
-    run(kernel(body, 2), data, cell, threads=len(values), device=device)
-    assert device.download(cell, kind, (1,)).tolist() == [want]
+    raw, new, old = {2: "%h1 %h1 %h2", 4: "%r1 %r1 %r2", 8: "%d5 %d5 %d6"}[size].split()
+    load = f"ld.global.b{8 * size} {raw}, [%d2];\n"
+    if opcode.endswith(("f32", "f64")):
+        new, old = ("%f1", "%f2") if size == 4 else ("%g1", "%g2")
+        load += f"mov.b{8 * size} {new}, {raw};\n"
+    forms = [f"atom.global.{opcode} {old}, [%at1], {new};"]
+    if not opcode.startswith("exch"):
+        forms.append(f"red.relaxed.gpu.global.{opcode} [%at1], {new};")
+    for form in forms:
+        device = Device(1)
+        data, cell = device.upload(np.array(values, kind)), device.upload(np.array([start], kind))
+        module = kernel(AT.format(size=size) + load + form, 2)
+        run(module, data, cell, threads=len(values), device=device)
+        assert device.download(cell, kind, (1,)).tolist() == [want]
 
 
 def test_cas_returns_what_was_there() -> None:

@@ -15,6 +15,7 @@ from .races import GlobalRaces
 from .types import FLOAT
 
 MOST_LANES = 1 << 17  # simulated at once: enough to amortise NumPy's calls
+MOST_SHARED = 64 << 20  # bytes of the shared memory of those blocks
 MOST_STEPS = 20_000_000
 STATIC_SHARED, OPT_IN_SHARED = 48 << 10, 163 << 10  # a block's shared memory on sm_80
 PROGRAMS: dict[tuple[int, str], tuple[Module, Program]] = {}
@@ -100,7 +101,8 @@ class Launch:
     def run(self) -> Launch:
         """Runs the whole grid, some blocks at a time."""
         blocks = int(np.prod(self.grid))
-        each = max(1, MOST_LANES // (-(-self.threads // 32) * 32))
+        each = MOST_LANES // (-(-self.threads // 32) * 32)
+        each = max(1, min(each, MOST_SHARED // max(self.shared_bytes, 1)))
         with np.errstate(all="ignore"):
             for begin in range(0, blocks, each):
                 Chunk(self, np.arange(begin, min(begin + each, blocks))).run()

@@ -88,6 +88,8 @@ class Program:
         symbols = offsets | local | {n: offset for n, offset, _ in kernel.parameters}
         self.widths: dict[str, int] = {}
         self.steps: list[Step] = []
+        # whose results a device may give with an error that PTX bounds: no bits to compare
+        self.approximate: list[Instruction] = []
         reads, kills, successors = [], [], []
         for k, instruction in enumerate(kernel.instructions):
             for operand in (*instruction.operands, instruction.predicate):
@@ -97,6 +99,8 @@ class Program:
             operation = Operation(instruction, kernel, symbols)
             step.action = operation.bind()
             self.steps.append(step)
+            if operation.approximate:
+                self.approximate.append(instruction)
             reads.append(operation.reads | ({step.predicate} if step.predicate else set()))
             kills.append(set() if step.predicate else operation.writes)
             if step.predicate:
