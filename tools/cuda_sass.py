@@ -19,7 +19,11 @@ OPCODES = {
     "LDSM": r"LDSM\S*",
 }
 # what kernels must contain: patterns of their readable names to keys of OPCODES
-EXPECTED: dict[str, tuple[str, ...]] = {}
+EXPECTED: dict[str, tuple[str, ...]] = {
+    r"product<DenseInt8": ("IMMA", "LDGSTS", "LDSM"),
+    r"product<SparseInt8": ("IMMA.SP", "LDGSTS", "LDSM"),
+    r"product<SparseFloat": ("HMMA.SP", "LDGSTS", "LDSM"),
+}
 # bytes of dynamic shared memory by the same patterns: ptxas knows only the static ones
 DYNAMIC_SHARED: dict[str, int] = {}
 

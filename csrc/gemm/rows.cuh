@@ -56,10 +56,10 @@ __device__ __forceinline__ formula::Params<float> grid_of(Range r, float low, fl
   return {scale, zero, low - zero, high - zero};
 }
 
-// N: values of one access; kThreads of a row; blocks of 256. Three of them on a multiprocessor: unasked, ptxas spills
-// on sm_100 to fit a fourth.
+// N: values of one access; kThreads of a row; blocks of 256. Two of them on a multiprocessor: unasked, ptxas spills on
+// sm_100 to fit more.
 template <class T, int N, int kThreads>
-__global__ void __launch_bounds__(256, 3) quantize_rows(const cuda::RowGrid g) {
+__global__ void __launch_bounds__(256, 2) quantize_rows(const cuda::RowGrid g) {
   constexpr int kSteps = kHeld / N;
   const int64_t m = int64_t(blockIdx.x) * (256 / kThreads) + threadIdx.x / kThreads;
   const int lane = int(threadIdx.x) % kThreads;
