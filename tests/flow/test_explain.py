@@ -1,5 +1,4 @@
 import pytest
-import sparseq._C as core
 import torch
 from torch import nn
 
