@@ -157,6 +157,13 @@ class SparseQuantLayer(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         self.settle(self.rows)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseQuantLayer:
+        before = self.weight_values.device
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.weight_values.device != before:  # what was packed was packed for the other device
+            self.settle(self.rows)
+        return self
+
     @property
     def _tiled(self) -> bool:
         """Tiles serve signed weights without zero points, on a CPU."""
