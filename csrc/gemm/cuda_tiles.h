@@ -45,7 +45,7 @@ struct CudaTiling {
     const int64_t whole = 16 / element;
     unit = shape.taps == 1 || shape.in_channels >= whole ? whole : 4;
     tap = rounded_up(shape.in_channels, unit);
-    step = kLine / element * (sparse ? 2 : 1);
+    step = int64_t(kLine / element) * (sparse ? 2 : 1);
     data_at = sums_at + (element == 1 ? rounded_up(4 * outputs(), 256) : 192);
     int64_t bytes = outputs() * shape.taps * shape.in_channels;
     if (kind != TileKind::depthwise) {

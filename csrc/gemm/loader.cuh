@@ -86,7 +86,7 @@ class Loader {
     }
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const int64_t r = m + row_ + i * kBetween;
+      const int64_t r = m + row_ + int64_t(i * kBetween);
       if constexpr (kSource == Source::rows) {
         const uint8_t* at = x_ + r * w.stride;
         rows_[i] = r < w.count ? at : nullptr;

@@ -25,7 +25,7 @@ struct PackShape {
 
   // The output (of all groups) of row r of a tile, or -1.
   __device__ __forceinline__ int64_t output(int64_t tile, int r) const {
-    const int64_t block = tile / steps, o = block % blocks * cuda::kBlock + r % 8 * 8 + r / 8;
+    const int64_t block = tile / steps, o = block % blocks * cuda::kBlock + int64_t(r % 8 * 8 + r / 8);
     return o < out_channels ? block / blocks * out_channels + o : -1;
   }
 };
@@ -91,13 +91,13 @@ __global__ void __launch_bounds__(kPackThreads) pack_dense(FromDense from, PackS
   const int64_t i = int64_t(blockIdx.x) * kPackThreads + threadIdx.x, tile = i / kPackThreads;
   if (tile >= s.tiles) return;
   const int q = int(i % kPackThreads), r = q / 4;
-  const int64_t output = s.output(tile, r), k = tile % s.steps * cuda::kLine + q % 4 * 16;
+  const int64_t output = s.output(tile, r), k = tile % s.steps * cuda::kLine + int64_t(q % 4 * 16);
   uint8_t values[16];
 #pragma unroll
   for (int b = 0; b < 16; ++b) values[b] = uint8_t(from.at(s, output, k + b));
   uint4 chunk;
   memcpy(&chunk, values, 16);
-  *reinterpret_cast<uint4*>(tiles + tile * s.tile_bytes + q * 16) = chunk;
+  *reinterpret_cast<uint4*>(tiles + tile * s.tile_bytes + int64_t(q * 16)) = chunk;
 }
 
 // Thread (lane 4 g + t, mma tile i, word w) of a tile; see the metadata of mma.cuh. Its inputs are
@@ -121,13 +121,13 @@ __global__ void __launch_bounds__(kPackThreads) pack_sparse(From from, PackShape
     T values[2 * kGroups];
 #pragma unroll
     for (int n = 0; n < kGroups; ++n) {
-      const Two<T> two = from.two(s, output, k + 4 * n);
+      const Two<T> two = from.two(s, output, k + int64_t(4 * n));
       values[2 * n] = two.first, values[2 * n + 1] = two.second;
       metadata |= two.nibble << (4 * (h * kGroups + n));
     }
     uint4 out;
     memcpy(&out, values, 16);
-    *reinterpret_cast<uint4*>(to + r * cuda::kLine + chunk * 16) = out;
+    *reinterpret_cast<uint4*>(to + int64_t(r * cuda::kLine) + int64_t(chunk * 16)) = out;
   }
   reinterpret_cast<uint32_t*>(to + cuda::kValueBytes)[q] = metadata;
 }

@@ -65,7 +65,7 @@ struct Kernel {
   static __device__ __forceinline__ void load_words(const uint8_t* metadata,
                                                     uint32_t (&words)[kWords > 0 ? kWords : 1]) {
     if constexpr (kWords > 0) {
-      const auto* from = reinterpret_cast<const uint4*>(metadata) + threadIdx.x % 32 * (kWords / 4);
+      const auto* from = reinterpret_cast<const uint4*>(metadata) + size_t(threadIdx.x % 32 * (kWords / 4));
 #pragma unroll
       for (int i = 0; i < kWords / 4; ++i) {
         const uint4 v = __ldg(from + i);
@@ -113,7 +113,7 @@ struct Kernel {
         for (int n = 0; n + 1 < kRows; ++n)
           sums[k / 2][n / 2][k % 2 * 2 + n % 2] = sums[k / 2][(n + 1) / 2][k % 2 * 2 + (n + 1) % 2];
       }
-      const int64_t row = m + r / 2 * 8 + lane % 4 * 2 + r % 2;
+      const int64_t row = m + int64_t(r / 2 * 8 + lane % 4 * 2 + r % 2);
       if (row >= task.window.count) continue;
       if (task.splits > 1) {
         const int64_t pitch = int64_t(task.blocks) * cuda::kBlock;
@@ -141,7 +141,7 @@ struct Kernel {
     const uint8_t* tiles = task.tiles + (int64_t(group) * task.blocks + block) * line + begin * task.tile_bytes;
     // a block of outputs past the last one is computed, with the first one's metadata, and thrown away
     const uint8_t* metadata = tiles + (warp_m < blocks ? warp_m * line : 0) + cuda::kValueBytes;
-    tiles += threadIdx.x * kChunk;
+    tiles += size_t(threadIdx.x * kChunk);
 
     Loader<kSource, kStep, Tile::kRows, Tile::kThreads> loader(task.window, group, m, begin);
     Sum sums[4][Tile::kTilesN][4] = {};

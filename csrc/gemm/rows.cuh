@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(256, 2) quantize_rows(const cuda::RowGrid g) {
     for (int k = 0; k < N; ++k) r.add(held[s][k]);
   }
 #pragma unroll 1
-  for (int64_t c = past; c < g.columns; c += kThreads * N) {
+  for (int64_t c = past; c < g.columns; c += int64_t(kThreads * N)) {
     float v[N];
     load<N>(x + c, v);
 #pragma unroll
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(256, 2) quantize_rows(const cuda::RowGrid g) {
     store<N>(q + c, held[s]);
   }
 #pragma unroll 1
-  for (int64_t c = past; c < g.columns; c += kThreads * N) {
+  for (int64_t c = past; c < g.columns; c += int64_t(kThreads * N)) {
     float v[N];
     load<N>(x + c, v);
 #pragma unroll
