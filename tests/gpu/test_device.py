@@ -1,4 +1,4 @@
-"""Every op on a real device equals what it gives on the CPU: `make gpu-check`."""
+"""Every op on a real device equals what it gives on the CPU: `pytest -m gpu`."""
 
 import pytest
 import torch
