@@ -108,9 +108,6 @@ struct ScalarFloat {
   static Float nan_to_zero(Float a) {
     return make([&](int i) { return a.v[i] == a.v[i] ? a.v[i] : 0.0f; });
   }
-  static Float abs(Float a) {
-    return make([&](int i) { return std::fabs(a.v[i]); });
-  }
   static Int round(Float a) {
     return make_int([&](int i) { return static_cast<int32_t>(std::nearbyintf(a.v[i])); });
   }

@@ -1,5 +1,5 @@
-// AVX-512-VNNI: 16 channels per vector. The epilogue and the row quantiser stay on the 256-bit trait: they are a
-// few per cent of the time.
+// AVX-512-VNNI: 16 channels per vector. Through SIMDe (tests) the epilogue and the row quantiser, which hold no
+// VNNI, take the 256-bit trait.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12: _mm512_undefined_* in its own headers
 #include <immintrin.h>
 

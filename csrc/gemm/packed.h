@@ -31,8 +31,8 @@ struct CacheSizes {
   std::size_t l2 = 512 * 1024;
 };
 
-// Inputs per block: dense 2 steps of 4, 2:4 one 16-byte broadcast from which 8 values are selected. A dense
-// block that is not kQuad is listed as two blocks of one step: few steps, then, are wide.
+// Inputs per block: dense 2 steps of 4, 2:4 two steps that select 4 values each. A dense block that is not kQuad
+// is listed as two blocks of one step: few steps, then, are wide.
 constexpr int kDenseBlock = 8;
 constexpr int kSparseBlock = 16;
 
