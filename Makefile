@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 CSRC := $(shell find csrc -type f)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test build lint format bench cuda-check sanitize sanitize-native sanitize-ops clean
+.PHONY: demo test build lint format bench cuda-check gpu-check sanitize sanitize-native sanitize-ops clean
 
 demo: $(VENV)/.installed
 	$(RUN)/python -m sparseq demo --out out $(ARGS)
@@ -16,7 +16,7 @@ test: $(VENV)/.installed
 # incremental rebuild of the extension while working on csrc/
 build: $(VENV)/.torch
 	$(RUN)/python setup.py -q build_ext --inplace
-	touch $(VENV)/.installed
+	test ! -e $(VENV)/.installed || touch $(VENV)/.installed
 
 lint: $(VENV)/.installed
 	$(RUN)/ruff check .
@@ -33,6 +33,11 @@ bench: $(VENV)/.installed
 
 cuda-check: $(VENV)/.installed
 	$(RUN)/python tools/cuda_check.py
+
+# For a machine with a GPU: every op against the CPU's numbers, then its speed beside torch's and the roof.
+gpu-check: $(VENV)/.installed
+	$(RUN)/python -m pytest -m gpu tests/gpu
+	$(RUN)/python benchmarks/gpu.py $(ARGS)
 
 # AddressSanitizer and UBSan: every ISA's products through SIMDe, then the extension, built apart, under the op tests.
 # Python does not load the sanitizer's runtime, nor the C++ library that it intercepts, by itself: hence LD_PRELOAD.
