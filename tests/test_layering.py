@@ -113,7 +113,7 @@ def test_the_rule_finds_offences(file, text, wanted):
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("cli.py", "import typer, rich.table"),
+        ("cli/app.py", "import typer, rich.table"),
         ("export/onnx.py", "def f():\n    import sparseq"),
         ("flow/storage.py", "def f():\n    import safetensors"),
         ("quant/__init__.py", "from sparseq.quant.observer import Observer\nimport torch"),

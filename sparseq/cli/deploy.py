@@ -1,0 +1,117 @@
+"""From a saved model to a file that other runtimes read: ``export``, ``verify``, ``inspect``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sparseq.cli import given
+from sparseq.cli.app import app, user_errors
+
+
+class Target(str, Enum):
+    """Runtimes that an ONNX file is written for."""
+
+    onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+
+
+class Exporter(str, Enum):
+    """Torch's exporters."""
+
+    dynamo = "dynamo"
+    torchscript = "torchscript"
+
+
+Saved = Annotated[Path, typer.Argument(help="what sparseq.save wrote")]
+Network = Annotated[
+    str,
+    typer.Option(
+        "--model", help="MODULE:CALLABLE that makes the float network: torchvision.models:resnet18"
+    ),
+]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option("--argument", "-a", help="KEY=VALUE for the callable; may be repeated"),
+]
+Shape = Annotated[
+    str | None, typer.Option(help="of one input, such as 3,224,224: random inputs are compared")
+]
+Data = Annotated[
+    str | None, typer.Option(help="digits, cifar10, or an .npz file: its test images are compared")
+]
+
+
+@app.command()
+def export(
+    saved: Saved,
+    model: Network,
+    argument: Arguments = None,
+    shape: Shape = None,
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="ONNX file; default: beside the saved one")
+    ] = None,
+    target: Annotated[Target, typer.Option(help="who will run it")] = Target.onnxruntime,
+    opset: Annotated[int | None, typer.Option(help="version of ONNX's operators")] = None,
+    exporter: Annotated[Exporter, typer.Option(help="torch's")] = Exporter.dynamo,
+    dynamic_batch: Annotated[
+        bool, typer.Option("--dynamic-batch/--static-batch", help="or fix the first dimension at 1")
+    ] = True,
+    accuracy: Annotated[float | None, typer.Option(help="noted in the file")] = None,
+    verified: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="compare with ONNX Runtime")
+    ] = True,
+) -> None:
+    """Write a saved model as ONNX and compare it with ONNX Runtime."""
+    from sparseq import export as to
+    from sparseq import load
+
+    console = Console()
+    with user_errors("export"):
+        batches = list(given.inputs(shape, data))
+        if not dynamic_batch:
+            batches = [batch[:1] for batch in batches]
+        network = load(saved, given.network(model, argument or ()))
+        path = out or saved.with_suffix(".onnx")
+        with console.status("exporting"):
+            report = to.onnx(
+                network,
+                batches[0][:1],
+                path,
+                target=target.value,
+                opset=opset,
+                exporter=exporter.value,
+                dynamic_batch=dynamic_batch,
+                accuracy=accuracy,
+                verify=batches if verified else False,
+            )
+    if report is not None:
+        console.print(str(report), highlight=False, soft_wrap=True)
+    console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(
+    saved: Saved,
+    onnx: Annotated[Path, typer.Argument(help="ONNX file that was exported from it")],
+    model: Network,
+    argument: Arguments = None,
+    shape: Shape = None,
+    data: Data = None,
+) -> None:
+    """Compare an ONNX file, layer by layer, with the model that it was exported from."""
+    from sparseq import export as to
+    from sparseq import load
+
+    console = Console()
+    with user_errors("export"), console.status("verifying"):
+        network = load(saved, given.network(model, argument or ()))
+        report = to.verify(network, onnx, given.inputs(shape, data))
+    console.print(str(report), highlight=False, soft_wrap=True)
+    if not report.passed:
+        raise typer.Exit(1)
