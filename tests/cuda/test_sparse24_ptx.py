@@ -19,7 +19,7 @@ NO_FAULT = torch.full((1,), -1, dtype=torch.int64)
 NOT_2_4, BAD_INDEX, BAD_PADDING = 1, 2, 3
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sparse_machine(build_gpu):
     gpu = build_gpu("csrc/sparse24/launch.cu", "tests/cuda/sparse24_abi.cpp")
     gpu.library.fault_of.restype = ctypes.c_int64
@@ -91,42 +91,66 @@ def test_pack_and_unpack(gpu, shape: tuple[int, ...], dtype: torch.dtype) -> Non
     assert fault(gpu, word, shape[1]) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, *FLOATS])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_first_fault_is_named(gpu, seed: int) -> None:
+@pytest.mark.parametrize("group", [2, 3])  # two share a byte of indices
+def test_the_first_fault_is_named(gpu, group: int, seed: int, dtype: torch.dtype) -> None:
     gpu.reset(schedule="random", seed=seed)
     shape = (40, 38)
-    weight = sparse_weight(shape, torch.int8)
-    for row, column in ((33, 4), (17, 20), (17, 12)):
+    weight = sparse_weight(shape, dtype)
+    for row, column in ((17, 4 * group), (17, 32), (18, 0), (18, 4), (39, 8)):
         weight[row, column : column + 3] = 7
-    values = gpu.room((40, 20), torch.int8)
+    values = gpu.room((40, 20), dtype)
     indices = gpu.room((40, 5), torch.uint8)
     word = gpu.put(NO_FAULT)
-    gpu.call("pack_24", 1, gpu.put(weight), values, indices, word, *sizes(shape))
-    assert fault(gpu, word, 38) == (NOT_2_4, 17, 3)
+    gpu.call(
+        "pack_24", weight.element_size(), gpu.put(weight), values, indices, word, *sizes(shape)
+    )
+    assert fault(gpu, word, 38) == (NOT_2_4, 17, group)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, *FLOATS])
 @pytest.mark.parametrize(
-    "row, byte, value, error, group",
+    "columns, byte, value, last, error, group",
     [
-        (3, 1, 0x44 | 0x01, BAD_INDEX, 2),
-        (3, 2, 0x0E | 0xE0, BAD_PADDING, 4),
-        (2, 2, 0x14, BAD_PADDING, 5),
+        (19, 1, 0x41, (1, 1), BAD_INDEX, 2),
+        (19, 1, 0x14, (1, 1), BAD_INDEX, 3),
+        (19, 2, 0x05, (1, 1), BAD_INDEX, 4),
+        (19, 2, 0x0E, (0, 5), BAD_PADDING, 4),
+        (17, 2, 0x0D, (5, 0), BAD_PADDING, 4),
+        (15, 1, 0xE4, (0, 5), BAD_PADDING, 3),
+        (13, 1, 0xD4, (5, 0), BAD_PADDING, 3),
+        (19, 2, 0x14, (1, 1), BAD_PADDING, 5),
+        (19, 2, 0x0E, (5, 0), 0, 0),
+        (17, 2, 0x0E, (0, 0), 0, 0),
+        (13, 1, 0xE4, (0, 0), 0, 0),
     ],
 )
-def test_bytes_of_any_kind(gpu, row: int, byte: int, value: int, error: int, group: int) -> None:
-    shape = (6, 19)  # five groups, the last of three columns
-    values, indices = reference.pack_24(sparse_weight(shape, torch.int8))
-    values = torch.where(values == 0, 1, values)
-    values[:, -2:] = torch.tensor([1, 0])
-    indices[:, -1] = 4
-    indices[row, byte] = value
-    if error == BAD_PADDING and group == 4:
-        values[row, -2:] = 5
-        indices[row, byte] = 0x0E
+def test_bytes_of_any_kind(
+    gpu,
+    columns: int,
+    byte: int,
+    value: int,
+    last: tuple[int, int],
+    error: int,
+    group: int,
+    dtype: torch.dtype,
+) -> None:
+    """Pairs out of order, values past the last column, bits past the last group."""
+    weight = torch.ones((6, columns), dtype=dtype) * (torch.arange(columns) % 4 < 2)
+    values, indices = reference.pack_24(weight)
+    values[3, -2:] = torch.tensor(last)
+    indices[3, byte] = value
     word = gpu.put(NO_FAULT)
-    back = gpu.room(shape, torch.int8)
-    gpu.call("unpack_24", 1, gpu.put(values), gpu.put(indices), back, word, *sizes(shape))
-    assert fault(gpu, word, 19) == (error, row, group)
+    back = gpu.room((6, columns), dtype)
+    arguments = gpu.put(values), gpu.put(indices), back, word
+    gpu.call("unpack_24", weight.element_size(), *arguments, *sizes((6, columns)))
+    assert fault(gpu, word, columns) == (error, 3 if error else 0, group)
+    got = gpu.take(back, (6, columns), dtype)
+    others = torch.arange(6) != 3
+    assert torch.equal(got[others], weight[others])
+    if not error:
+        assert torch.equal(got, reference.unpack_24(values, indices, columns))
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0), (2, 4, 0, 3)])
@@ -135,3 +159,8 @@ def test_empty(gpu, shape: tuple[int, ...]) -> None:
     gpu.call("mask_24", 4, weight, INFINITY[torch.float32], weight, *sizes(shape))
     gpu.call("pack_24", 4, weight, weight, weight, gpu.put(NO_FAULT), *sizes(shape))
     assert gpu.launched == []
+
+
+def test_every_line_of_every_kernel_ran(sparse_machine, whole_file: None) -> None:
+    lines = [line for coverage in sparse_machine.coverage for line in coverage.report({})]
+    assert not lines, "\n".join(lines)
