@@ -225,6 +225,29 @@ def test_half_products(name: str, selector: int, types: str) -> None:
     assert np.array_equal(out, want.astype(out.dtype))
 
 
+@pytest.mark.parametrize("name, selector", [c for c in cases(HALF) if SHAPES[c[0]].sparse])
+def test_what_b_holds_for_a_dropped_column_is_not_looked_at(name: str, selector: int) -> None:
+    """A kept 0 times infinity is NaN, as in every product."""
+    shape = SHAPES[name]
+    positions = np.full((16, shape.k // 4), 0b1100)  # columns 0 and 3 of each four
+    a = np.full((16, shape.columns), 0, np.float16)
+    a[:, 2:] = 1
+    b = np.ones((shape.k, 8), np.float16)
+    b[1, 0], b[2, 1], b[5, 2] = np.inf, np.nan, -np.inf  # dropped
+    b[0, 3], b[3, 4], b[4, 5], b[4, 6] = np.inf, np.nan, -np.inf, 2
+    count_a, count_b = 16 * shape.columns // 32, 8 * shape.k // 32
+    operands = (
+        fragments(a, shape.a, count_a, count_a // 2),
+        fragments(b, shape.b, count_b, count_b // 2),
+    )
+    zero = np.zeros((32, 4), np.uint32)
+    opcode, tail = opcode_of(name, "f32.f16.f16.f32"), f", {selector}"
+    got = execute(opcode, tail, *operands, zero, metadata(positions, shape, selector), results=4)
+    ones = shape.columns - 2
+    want = [ones, ones, ones, np.nan, np.nan, -np.inf, ones + 1, ones]
+    assert np.array_equal(result_matrix(got, np.float32), np.tile(want, (16, 1)), equal_nan=True)
+
+
 def sparse_case(nibble: int, ordered: bool, selector: int = 0):
     shape = SHAPES["sp.m16n8k64.s8"]
     positions = np.full((16, 16), 0b0100)

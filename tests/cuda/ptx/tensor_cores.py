@@ -124,6 +124,15 @@ def expand(threads: Threads, a: Array, nibbles: Array, ordered: bool) -> Array:
     return dense.reshape(a.shape[0], 16, -1)
 
 
+def selected_product(a: Array, nibbles: Array, b: Array) -> Array:
+    """A b of the kept columns alone: what b holds for the others, inf or NaN, is not looked at."""
+    kept = np.zeros((*nibbles.shape, 4), bool)
+    for positions in (nibbles & 3, nibbles >> 2):
+        np.put_along_axis(kept, positions[..., None], True, 3)
+    kept = kept.reshape(a.shape)
+    return np.where(kept[..., None], a[..., None] * b[:, None], 0.0).sum(2)
+
+
 def result_writer(op: Operation, kind: str) -> Callable[[Threads, Array], None]:
     """Stores [warp, 16, 8] results in the accumulator's registers."""
     count = 2 if kind == "f16" else 4
@@ -167,11 +176,18 @@ def mma(op: Operation) -> Action:
     def act(threads: Threads) -> None:
         warps = threads.whole_warps("mma")
         left = matrix_a(a.read(threads, warps), columns)
-        if metadata is not None:
+        right = matrix_b(b.read(threads, warps), k)
+        if metadata is None:
+            total = left @ right
+        else:
             words = threads.spread(metadata(threads))
             nibbles = nibbles_of(words, selector, kind, k)
             left = expand(threads, left, nibbles, ordered)
-        total = left @ matrix_b(b.read(threads, warps), k) + matrix_c(c.read(threads, warps))
+            if np.isfinite(right).all():
+                total = left @ right
+            else:
+                total = selected_product(left, nibbles, right)
+        total = total + matrix_c(c.read(threads, warps))
         if result == "s32":
             total = total.astype(np.int64)
             if saturate:
