@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import Any
 
 import torch
-from gemm_on_gpu import SPARSE, Finish, How, Packed, Windows, multiply
+from gemm_on_gpu import ELEMENTS, SPARSE, Finish, How, Packed, Windows, multiply
 from simulated import Gpu
 from torch import Tensor
 
@@ -105,3 +106,63 @@ def check_convolution(gpu: Gpu, case: str, kind: int, signed: bool, **how: Any) 
     x = x.movedim(-1, 1)
     want = reference.int8_conv2d(x, weight, scale, zero, None, None, *moves, groups)
     assert torch.equal(y, want.movedim(1, -1))
+
+
+def small_operands(
+    rows: int, outputs: int, depth: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Small integers: their sums are exact, whatever the order."""
+    random = torch.Generator().manual_seed(depth)
+    x = torch.randint(-4, 5, (rows, depth), generator=random).to(dtype)
+    weight = torch.randint(-4, 5, (outputs, depth), generator=random).to(dtype)
+    weight = weight * reference.mask_24(torch.rand(weight.shape, generator=random))
+    return x, weight, torch.randint(-9, 9, (outputs,), generator=random).float()
+
+
+def check_floats(
+    gpu: Gpu,
+    rows: int,
+    outputs: int,
+    depth: int,
+    dtype: torch.dtype,
+    activation: str = "none",
+    **how: Any,
+) -> None:
+    x, weight, bias = small_operands(rows, outputs, depth, dtype)
+    packed = Packed(gpu, weight, SPARSE, canonical=True)
+    finish = Finish(bias=bias, activation=activation, dtype=dtype)
+    call = ("float_product", ELEMENTS.index(dtype))
+    y = multiply(gpu, packed, x, None, None, finish, How(call=call, **how))
+    want = reference.linear_24(x, *reference.pack_24(weight), bias)
+    assert torch.equal(y, want.relu() if activation == "relu" else want)
+
+
+def quantized_rows(x: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The reference's row_grid, and the integers on it."""
+    scale, zero = reference.row_grid(x, low, high)
+    steps = torch.where(x.isnan(), 0.0, x.float() / scale).round()
+    least = -high if low < 0 else low
+    return scale, zero, torch.minimum(torch.maximum(steps, least - zero), high - zero) + zero
+
+
+def check_rows(
+    gpu: Gpu, x: Tensor, low: int, high: int, pad: int = 0, offset: int = 0, pitch: int = 0
+) -> None:
+    """Scale, zero point and integers equal the reference's; what is between rows becomes 0."""
+    rows, columns = x.shape
+    stored = torch.full((rows, columns + pitch), NAN).to(x.dtype)
+    stored[:, :columns] = x
+    q = gpu.room((rows, columns + pad), torch.uint8)
+    scale, zero = gpu.room((rows,), torch.float32), gpu.room((rows,), torch.int32)
+    sizes = [ctypes.c_int64(n) for n in (rows, columns, columns + pitch)]
+    with_zero = zero if low >= 0 else None
+    kind, given = ELEMENTS.index(x.dtype), gpu.put(stored, offset)
+    to = q, ctypes.c_int64(columns + pad), scale, with_zero
+    gpu.call("quantize_rows", kind, given, *sizes, low, high, *to)
+    want_scale, want_zero, want = quantized_rows(x, low, high)
+    assert torch.equal(gpu.take(scale, (rows, 1), torch.float32), want_scale)
+    if low >= 0:
+        assert torch.equal(gpu.take(zero, (rows, 1), torch.int32).float(), want_zero.float())
+    got = gpu.take(q, (rows, columns + pad), torch.uint8)
+    assert not got[:, columns:].any()
+    assert torch.equal(got[:, :columns], want.to(torch.int16).to(torch.uint8))

@@ -39,7 +39,13 @@ def compile_ptx(source: Path, folder: Path, flags: Sequence[str] = ()) -> Module
 
 def _plain(name: str) -> str:
     """A kernel's mangled name without what nvcc makes of its file's content."""
-    return re.sub(r"\d+_GLOBAL__N__[0-9a-f]{8}_\d+_(\w+?_cu)_[0-9a-f]{8}", r"\1", name)
+    found = re.search(r"(\d+)_GLOBAL__N__[0-9a-f]{8}_\d+_", name)
+    while found is not None:
+        after = found.end(1) + int(found[1])  # the namespace's name is as long as it says
+        file = re.match(r"\w+?_cu", name[found.end() : after])
+        name = name[: found.start()] + (file[0] if file else "") + name[after:]
+        found = re.search(r"(\d+)_GLOBAL__N__[0-9a-f]{8}_\d+_", name)
+    return name
 
 
 class Gpu:

@@ -6,43 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from gemm_cases import INF, NAN, assert_same
+from gemm_cases import INF, NAN, assert_same, check_floats, small_operands
 from gemm_on_gpu import ELEMENTS, SPARSE, Finish, How, Packed, multiply
 from simulated import Gpu
-from torch import Tensor
 
 from sparseq import reference
 
 HALVES = [torch.float16, torch.bfloat16]
-
-
-def operands(
-    rows: int, outputs: int, depth: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Small integers: their sums are exact, whatever the order."""
-    random = torch.Generator().manual_seed(depth)
-    x = torch.randint(-4, 5, (rows, depth), generator=random).to(dtype)
-    weight = torch.randint(-4, 5, (outputs, depth), generator=random).to(dtype)
-    weight = weight * reference.mask_24(torch.rand(weight.shape, generator=random))
-    return x, weight, torch.randint(-9, 9, (outputs,), generator=random).float()
-
-
-def check_floats(
-    gpu: Gpu,
-    rows: int,
-    outputs: int,
-    depth: int,
-    dtype: torch.dtype,
-    activation: str = "none",
-    **how: Any,
-) -> None:
-    x, weight, bias = operands(rows, outputs, depth, dtype)
-    packed = Packed(gpu, weight, SPARSE, canonical=True)
-    finish = Finish(bias=bias, activation=activation, dtype=dtype)
-    call = ("float_product", ELEMENTS.index(dtype))
-    y = multiply(gpu, packed, x, None, None, finish, How(call=call, **how))
-    want = reference.linear_24(x, *reference.pack_24(weight), bias)
-    assert torch.equal(y, want.relu() if activation == "relu" else want)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -78,7 +48,7 @@ def test_order_of_threads_changes_no_bit(gpu: Gpu, seed: int, dtype: torch.dtype
 @pytest.mark.parametrize("splits", [1, 2])
 def test_what_is_not_finite_stays_in_its_row(gpu: Gpu, splits: int, dtype: torch.dtype) -> None:
     """There a kept weight of 0 makes NaN of it, and a dropped one does not meet it."""
-    x, weight, bias = operands(6, 20, 300, dtype)
+    x, weight, bias = small_operands(6, 20, 300, dtype)
     x[1, 7], x[2, 130], x[3, 299], x[4, 0] = INF, -INF, NAN, 2048
     weight[:, 0] = torch.where(weight[:, 1:4].abs().sum(1) == 0, 2048, 0)
     packed = Packed(gpu, weight, SPARSE, canonical=True)

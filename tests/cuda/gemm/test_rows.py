@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
-from gemm_cases import INF, NAN, assert_same, scales, weight_of, wild
-from gemm_on_gpu import DENSE, ELEMENTS, FLOATS, SPARSE, Finish, How, Packed, multiply
+from gemm_cases import (
+    INF,
+    NAN,
+    assert_same,
+    check_rows,
+    quantized_rows,
+    scales,
+    weight_of,
+    wild,
+)
+from gemm_on_gpu import DENSE, FLOATS, SPARSE, Finish, How, Packed, multiply
 from simulated import Gpu
-from torch import Tensor
 
 from sparseq import reference
-
-
-def quantized_rows(x: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The reference's row_grid, and the integers on it."""
-    scale, zero = reference.row_grid(x, low, high)
-    steps = torch.where(x.isnan(), 0.0, x.float() / scale).round()
-    least = -high if low < 0 else low
-    return scale, zero, torch.minimum(torch.maximum(steps, least - zero), high - zero) + zero
-
-
-def check_rows(
-    gpu: Gpu, x: Tensor, low: int, high: int, pad: int = 0, offset: int = 0, pitch: int = 0
-) -> None:
-    """Scale, zero point and integers equal the reference's; what is between rows becomes 0."""
-    rows, columns = x.shape
-    stored = torch.full((rows, columns + pitch), NAN).to(x.dtype)
-    stored[:, :columns] = x
-    q = gpu.room((rows, columns + pad), torch.uint8)
-    scale, zero = gpu.room((rows,), torch.float32), gpu.room((rows,), torch.int32)
-    sizes = [ctypes.c_int64(n) for n in (rows, columns, columns + pitch)]
-    with_zero = zero if low >= 0 else None
-    kind, given = ELEMENTS.index(x.dtype), gpu.put(stored, offset)
-    to = q, ctypes.c_int64(columns + pad), scale, with_zero
-    gpu.call("quantize_rows", kind, given, *sizes, low, high, *to)
-    want_scale, want_zero, want = quantized_rows(x, low, high)
-    assert torch.equal(gpu.take(scale, (rows, 1), torch.float32), want_scale)
-    if low >= 0:
-        assert torch.equal(gpu.take(zero, (rows, 1), torch.int32).float(), want_zero.float())
-    got = gpu.take(q, (rows, columns + pad), torch.uint8)
-    assert not got[:, columns:].any()
-    assert torch.equal(got[:, :columns], want.to(torch.int16).to(torch.uint8))
-
 
 GRIDS = [(-128, 127), (-100, 100), (0, 255), (3, 17)]
 
