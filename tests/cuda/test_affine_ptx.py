@@ -12,6 +12,7 @@ import math
 
 import pytest
 import torch
+from ptx.coverage import report
 from simulated import Gpu
 from torch import Tensor
 
@@ -405,5 +406,5 @@ def test_pack_int4_keeps_the_low_four_bits(gpu) -> None:
 
 
 def test_every_line_of_every_kernel_ran(machine: Gpu, whole_file: None) -> None:
-    lines = [line for coverage in machine.coverage for line in coverage.report(NOT_COVERED)]
+    lines = report(machine.coverage, NOT_COVERED)
     assert not lines, "\n".join(lines)

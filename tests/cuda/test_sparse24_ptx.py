@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from ptx.coverage import report
 from torch import Tensor
 
 from sparseq import reference
@@ -162,5 +163,5 @@ def test_empty(gpu, shape: tuple[int, ...]) -> None:
 
 
 def test_every_line_of_every_kernel_ran(sparse_machine, whole_file: None) -> None:
-    lines = [line for coverage in sparse_machine.coverage for line in coverage.report({})]
+    lines = report(sparse_machine.coverage, {})
     assert not lines, "\n".join(lines)

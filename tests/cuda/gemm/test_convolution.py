@@ -19,19 +19,28 @@ from sparseq import reference
 
 
 @pytest.mark.parametrize("kind", [DENSE, SPARSE])
-@pytest.mark.parametrize("case", CONVOLUTIONS)
+@pytest.mark.parametrize("case", [case for case in CONVOLUTIONS if "deep" not in case])
 def test_convolution(gpu: Gpu, case: str, kind: int) -> None:
     check_convolution(gpu, case, kind, signed=kind == DENSE)
 
 
 @pytest.mark.parametrize("kind", [DENSE, SPARSE])
-@pytest.mark.parametrize("case", ["3x3", "dilated", "groups"])
+@pytest.mark.parametrize("case", ["dilated", "groups"])
 def test_convolution_otherwise(gpu: Gpu, case: str, kind: int) -> None:
-    check_convolution(gpu, case, kind, signed=kind == SPARSE, large=True)
     check_convolution(gpu, case, kind, signed=kind == SPARSE, splits=3)
     check_convolution(gpu, case, kind, signed=kind == SPARSE, offset=1, pitch=5)
     gpu.reset(schedule="random", seed=4)
     check_convolution(gpu, case, kind, signed=kind == SPARSE)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("kind", [DENSE, SPARSE])
+@pytest.mark.parametrize(
+    "case, large", [("deep", False), ("deep", True), ("deep_words", False), ("deep_bytes", False)]
+)
+def test_deep_convolution(gpu: Gpu, case: str, kind: int, signed: bool, large: bool) -> None:
+    check_convolution(gpu, case, kind, signed, large=large)
+    check_convolution(gpu, case, kind, signed, large=large, splits=2)
 
 
 # --- the direct kernel: depthwise, and any bytes and zero points ---

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from gemm_cases import INF, NAN, assert_same, check_floats, small_operands
-from gemm_on_gpu import ELEMENTS, SPARSE, Finish, How, Packed, multiply
+from gemm_cases import INF, NAN, assert_same, check_floats, small_operands, zero_of
+from gemm_on_gpu import ELEMENTS, SPARSE, Finish, How, Packed, Windows, multiply
 from simulated import Gpu
 
 from sparseq import reference
@@ -27,6 +27,9 @@ HALVES = [torch.float16, torch.bfloat16]
         (7, 21, 86, {"y_offset": 1}),
         (7, 21, 86, {"offset": 2, "pitch": 2}),
         (3, 20, 325, {"splits": 2, "offset": 1}),
+        (9, 70, 430, {"pitch": 2}),
+        (9, 70, 427, {}),
+        (9, 66, 520, {"splits": 5, "large": True}),
     ],
 )
 def test_floats(
@@ -60,3 +63,19 @@ def test_what_is_not_finite_stays_in_its_row(gpu: Gpu, splits: int, dtype: torch
     terms = torch.where(kept, x.double()[:, None] * weight.double()[None], 0.0)
     assert not y[[0, 5]].isnan().any() and not y[1:4].isfinite().all(1).any()
     assert_same(y, (terms.sum(2) + bias.double()).float())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("channels", [9, 36, 37])
+def test_convolution(gpu: Gpu, channels: int, dtype: torch.dtype) -> None:
+    """Products of floats read windows in small pieces alone: none of them has 16-byte copies."""
+    random = torch.Generator().manual_seed(channels)
+    x = torch.randint(-4, 5, (1, 4, 5, channels), generator=random).to(dtype)
+    weight = torch.randint(-4, 5, (70, channels, 3, 3), generator=random).to(dtype)
+    weight = weight * reference.mask_24(torch.rand(weight.shape, generator=random))
+    packed = Packed(gpu, weight, SPARSE, canonical=True)
+    how = How(call=("float_product", ELEMENTS.index(dtype)))
+    y = multiply(gpu, packed, x, Windows(padding=(1, 1)), zero_of(0), Finish(), how)
+    x = x.double().movedim(-1, 1)
+    want = torch.nn.functional.conv2d(x, weight.double(), padding=1)
+    assert torch.equal(y, want.movedim(1, -1).float())

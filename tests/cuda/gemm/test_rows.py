@@ -40,10 +40,10 @@ def test_rows_on_their_own_grids(
 @pytest.mark.parametrize(
     "rows, columns, how",
     [
-        (2, 1016, {"pad": 8, "pitch": 8}),  # a warp's registers, almost full
-        (2, 1023, {"pad": 1, "offset": 1}),
-        (1, 32 * 256 + 256 * 8 + 40, {"pad": 264}),  # more than a block's, twice past the end
-        (1, 32 * 256 + 256 + 37, {"pad": 300, "offset": 3}),
+        (2, 1016, {"pad": 200, "pitch": 8}),  # a warp's registers, almost full
+        (2, 1023, {"pad": 201, "offset": 1}),
+        (1, 32 * 256 + 256 * 8 + 40, {"pad": 1288}),  # more than a block's, twice past the end
+        (1, 32 * 256 + 256 + 37, {"pad": 1300, "offset": 3}),
     ],
 )
 def test_rows_that_fill_the_registers(

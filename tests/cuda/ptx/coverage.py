@@ -39,20 +39,26 @@ class Coverage:
                 blocks.append([])
         return [block for block in blocks if block]
 
-    def report(self, exempt: Mapping[str, str], names: Iterable[str] | None = None) -> list[str]:
-        """A line for each block of straight code that did not run completely.
+    def report(self, exempt: Mapping[str, str]) -> list[str]:
+        """See `report`."""
+        return report([self], exempt)
 
-        `exempt` maps patterns to reasons: a block is left out where one is found in the kernel's
-        name, a colon and the instructions that did not run. A pattern that leaves out nothing is
-        reported too.
-        """
-        lines, used = [], set()
-        for name in self.module.names if names is None else names:
-            for block in self.missing(name):
+
+def report(parts: Iterable[Coverage], exempt: Mapping[str, str]) -> list[str]:
+    """A line for each block of straight code, of any of the modules, that did not run completely.
+
+    `exempt` maps patterns to reasons: a block is left out where one is found in the kernel's name,
+    a colon and the instructions that did not run. A pattern that leaves out nothing is reported
+    too.
+    """
+    lines, used = [], set()
+    for part in parts:
+        for name in part.module.names:
+            for block in part.missing(name):
                 text = f"{name}: " + " ".join(block)
                 reasons = {p for p in exempt if re.search(p, text)}
                 used |= reasons
                 if not reasons:
                     lines.append(f"{name}: {len(block)} instructions not run from {block[0]} on")
-        unused = [p for p in exempt if p not in used]
-        return lines + [f"exemption {p!r} applies to nothing" for p in unused]
+    unused = [p for p in exempt if p not in used]
+    return lines + [f"exemption {p!r} applies to nothing" for p in unused]
