@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +60,15 @@ class Gpu:
     def __init__(self, folder: Path, sources: Sequence[Path], flags: Sequence[str] = ()) -> None:
         self.modules: dict[str, tuple[Module, str]] = {}  # by kernel: its file, its name there
         self.coverage: list[Coverage] = []
-        objects = []
-        for source in sources:
-            objects.append(folder / f"{source.stem}_{source.suffix[1:]}.o")
-            options = ["-keep", "-keep-dir", folder, "-Xcompiler", "-fPIC", "-o", objects[-1]]
+        objects = [folder / f"{s.stem}_{s.suffix[1:]}.o" for s in sources]
+
+        def compile_object(source: Path, to: Path) -> None:
+            options = ["-keep", "-keep-dir", folder, "-Xcompiler", "-fPIC", "-o", to]
             subprocess.run(["nvcc", *FLAGS, *flags, *options, "-c", source], check=True)
+
+        with ThreadPoolExecutor(max_workers=2) as workers:
+            list(workers.map(compile_object, sources, objects))
+        for source in sources:
             if source.suffix == ".cu":
                 module = Module((folder / f"{source.stem}.ptx").read_text())
                 self.coverage.append(Coverage(module))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from ptx import Device, Launch, Module
-from ptx.parse import WIDTHS
+from ptx.syntax import WIDTHS
 from ptx.types import FLOAT, SIGNED, UNSIGNED
 
 HEADER = ".version 9.0\n.target sm_80\n.address_size 64\n"

@@ -7,8 +7,8 @@ import numpy as np
 from .elementwise import Function, elementwise
 from .forms import BITS, INTEGERS, Action, instruction
 from .operation import Operation
-from .parse import Pair
 from .rounding import flushed
+from .syntax import Pair
 from .types import Array, bits_of, is_float
 from .warps import Threads
 

@@ -7,7 +7,7 @@ import numpy as np
 from .errors import PtxError
 from .forms import Action, instruction
 from .operation import Operation
-from .parse import Symbol
+from .syntax import Symbol
 from .warps import Threads
 
 

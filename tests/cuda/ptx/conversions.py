@@ -7,8 +7,8 @@ import numpy as np
 from .elementwise import Function, elementwise
 from .forms import Action, instruction
 from .operation import Operation
-from .parse import Operand
 from .rounding import ROUND_TO_INTEGER, flushed, odd_float32, rectified, rounded, saturated
+from .syntax import Operand
 from .types import FLOAT, SIGNED, UNSIGNED, Array, bits_of, limits
 from .warps import Threads
 

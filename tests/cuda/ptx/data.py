@@ -9,7 +9,7 @@ from .errors import PtxError
 from .forms import BITS, Action, instruction
 from .memory import GLOBAL, IN_FLIGHT, LOCAL, SHARED, Space
 from .operation import Operation
-from .parse import Address, Symbol, Vector
+from .syntax import Address, Symbol, Vector
 from .types import SIGNED, UNSIGNED, Array, bits_of
 from .warps import Threads
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import PtxError
 from .forms import Action, lookup
-from .parse import (
+from .syntax import (
     Address,
     FloatImmediate,
     Immediate,

@@ -7,13 +7,13 @@ import re
 from .forms import Action
 from .liveness import live_before
 from .operation import Operation
-from .parse import (
+from .parse import Module
+from .syntax import (
     WIDTHS,
     Address,
     Immediate,
     Instruction,
     Kernel,
-    Module,
     Operand,
     Register,
     Symbol,

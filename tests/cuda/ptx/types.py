@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .errors import PtxError
-from .parse import WIDTHS
+from .syntax import WIDTHS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 UNSIGNED = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
