@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from affine_on_gpu import DTYPES, Case, assert_same_bits
+from planted import WRONG_RESULT, Fault, assert_found
 from ptx.coverage import report
 from simulated import Gpu
 
@@ -244,6 +246,49 @@ def test_pack_int4_keeps_the_low_four_bits(gpu) -> None:
         packed = gpu.room(tuple(want.shape), torch.uint8)
         gpu.call("pack_int4", gpu.put(q), packed, ctypes.c_int64(2), ctypes.c_int64(columns))
         assert torch.equal(gpu.take(packed, tuple(want.shape), torch.uint8), want)
+
+
+RACE, OUTSIDE = "shared-memory race", "out-of-bounds global|global-memory race"
+WARPS_BARRIER = "  __syncthreads();\n  if (threadIdx.x == 0)\n    for"
+COLUMNS_BARRIER = "    __syncthreads();\n    if (threadIdx.x < across"
+FAULTS = {
+    "no barrier between warps": (
+        "long_channels",
+        WARPS_BARRIER,
+        "  if (threadIdx.x == 0) for",
+        RACE,
+    ),
+    "no barrier between rows": ("last", COLUMNS_BARRIER, "    if (threadIdx.x < across", RACE),
+    "a column too many": (
+        "ragged_last",
+        "if (column < shape.columns)",
+        "if (column <= shape.columns)",
+        OUTSIDE,
+    ),
+    "a result too many": (
+        "ragged_last",
+        "left + threadIdx.x < shape.columns",
+        "left + threadIdx.x <= shape.columns",
+        OUTSIDE,
+    ),
+    "a value left out": ("all_but_one", "lane; i < last;", "lane; i + 1 < last;", WRONG_RESULT),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(gpu, tmp_path: Path, name: str) -> None:
+    layout, right, wrong, found = FAULTS[name]
+
+    def check() -> None:
+        shape, axis, group = LAYOUTS[layout]
+        case = Case(gpu, torch.float32, shape, axis, group, wild=False)
+        case.x.view(-1)[-1] = 1e6  # the last value decides
+        for got, want in zip(*case.minmax(), strict=True):
+            assert_same_bits(got, want)
+
+    check()
+    fault = Fault("affine/kernels.cuh", right, wrong, found, "affine/launch.cu")
+    assert_found(gpu, fault, tmp_path, check)
 
 
 def test_every_line_of_every_kernel_ran(machine: Gpu, whole_file: None) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from planted import WRONG_RESULT, Fault, assert_found
 from ptx.coverage import report
 from torch import Tensor
 
@@ -160,6 +162,37 @@ def test_empty(gpu, shape: tuple[int, ...]) -> None:
     gpu.call("mask_24", 4, weight, INFINITY[torch.float32], weight, *sizes(shape))
     gpu.call("pack_24", 4, weight, weight, weight, gpu.put(NO_FAULT), *sizes(shape))
     assert gpu.launched == []
+
+
+FAULTS = {
+    "a row too many": (
+        "if (output >= s.outputs) return;",
+        "if (output > s.outputs) return;",
+        "out-of-bounds global",
+    ),
+    "a column too many": (
+        "left < 4 ? left < 0",
+        "left < 3 ? left < 0",
+        "global-memory race|bounds",
+    ),
+    "places in the wrong order": (
+        "first | second << 2) <<",
+        "second | first << 2) <<",
+        WRONG_RESULT,
+    ),
+    "the earlier of equals loses": ("bc + bd >= 1 + ab", "bc + bd >= 2 + ab", WRONG_RESULT),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(gpu, tmp_path: Path, name: str) -> None:
+    def check() -> None:
+        test_mask(gpu, (5, 39), torch.float32)
+        test_pack_and_unpack(gpu, (5, 39), torch.float32)
+
+    check()
+    fault = Fault("sparse24/compress.cuh", *FAULTS[name], "sparse24/launch.cu")
+    assert_found(gpu, fault, tmp_path, check)
 
 
 def test_every_line_of_every_kernel_ran(sparse_machine, whole_file: None) -> None:
