@@ -89,6 +89,10 @@ FAULTS: dict[str, tuple[Check, Fault]] = {
         linear,
         Fault(PRODUCT, "<Tile::kStages - 2>()", "<Tile::kStages - 1>()", RACE, *INT8),
     ),
+    "tiles not copied": (
+        linear,
+        Fault(PRODUCT, "if (begin + s < end) {", "if (begin + s + 3 < end) {", "uninit", *INT8),
+    ),
     "the wrong chunk": (
         linear,
         Fault(PRODUCT, "kHalf * 2 * kChunk", "kHalf * kChunk", WRONG_RESULT, *INT8),

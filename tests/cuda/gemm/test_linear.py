@@ -73,7 +73,7 @@ def test_tiles_from_the_canonical_form(gpu: Gpu, rows: int, outputs: int, depth:
     check_linear(gpu, rows, outputs, depth, SPARSE, canonical=True)
 
 
-@pytest.mark.parametrize("schedule_seed", [1, 2, 3])
+@pytest.mark.parametrize("schedule_seed", [1, 2])
 @pytest.mark.parametrize("kind", [DENSE, SPARSE])
 def test_order_of_threads_changes_no_bit(gpu: Gpu, kind: int, schedule_seed: int) -> None:
     """Warps run ahead of each other, over more steps than the pipeline has stages."""
