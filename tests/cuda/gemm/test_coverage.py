@@ -41,9 +41,11 @@ NOT_COVERED = {
         "x_zero after the sum, likewise"
     ),
     r"finish_parts\w+: `bra\.uni [^`]+` \(PTX line \d+, product\.cuh:\d+\)$": (
-        "a sum of no parts: a sum that is not cut has one, and no such kernel"
+        "a sum of no parts: this kernel is launched for two and more"
     ),
-    r"finish_parts\w+: `mov\.(u32 %r\d+, 0|f32 %f\d+, 0f00000000)` ": "zeros for it",
+    r"finish_parts\w+: `mov\.(u32 %r\d+, 0|f32 %f\d+, 0f00000000)` ": (
+        "zeros, as the sum of no parts"
+    ),
     rf"quantize_rows\w+Li32EEE\w+: .*{PAST_WHAT_IS_HELD}": (
         "rows longer than a warp holds: the launcher gives them to a block"
     ),
