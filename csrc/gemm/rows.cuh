@@ -61,6 +61,7 @@ __device__ __forceinline__ formula::Params<float> grid_of(Range r, float low, fl
 template <class T, int N, int kThreads>
 __global__ void __launch_bounds__(256, 2) quantize_rows(const cuda::RowGrid g) {
   constexpr int kSteps = kHeld / N;
+  constexpr bool kAllHeld = kThreads == 32;  // the launcher gives a warp no longer row than that
   const int64_t m = int64_t(blockIdx.x) * (256 / kThreads) + threadIdx.x / kThreads;
   const int lane = int(threadIdx.x) % kThreads;
   if (m >= g.rows) return;  // whole warps, or the whole block
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(256, 2) quantize_rows(const cuda::RowGrid g) {
     for (int k = 0; k < N; ++k) r.add(held[s][k]);
   }
 #pragma unroll 1
-  for (int64_t c = past; c < g.columns; c += int64_t(kThreads * N)) {
+  for (int64_t c = past; !kAllHeld && c < g.columns; c += int64_t(kThreads * N)) {
     float v[N];
     load<N>(x + c, v);
 #pragma unroll
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(256, 2) quantize_rows(const cuda::RowGrid g) {
     store<N>(q + c, held[s]);
   }
 #pragma unroll 1
-  for (int64_t c = past; c < g.columns; c += int64_t(kThreads * N)) {
+  for (int64_t c = past; !kAllHeld && c < g.columns; c += int64_t(kThreads * N)) {
     float v[N];
     load<N>(x + c, v);
 #pragma unroll

@@ -6,6 +6,7 @@ SHA-256 of it all tells a damaged file. docs/format.md says how to read one with
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -131,6 +132,25 @@ def _restore_structure(model: Model, header: dict[str, Any]) -> Model:
     return model
 
 
+def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and tensors of a safetensors file; of sparseq's, the checksum is compared.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            parts = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    if KEY in metadata and metadata.get(f"{KEY}_sha256") != _digest(metadata[KEY], parts):
+        raise ValueError("it is damaged: its checksum does not match its content")
+    return metadata, parts
+
+
 def load(path: str | os.PathLike[str], model: Model) -> Model:
     """Read what `save` wrote into a float model of the same architecture, in place.
 
@@ -145,19 +165,11 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         FileNotFoundError: no such file.
         ValueError: the file is truncated, altered, of another version, or of another model.
     """
-    import copy
-
-    from safetensors import SafetensorError, safe_open
-
     if not os.path.isfile(path):
         raise FileNotFoundError(f"load: path must name a file, got {str(path)!r}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            header = json.loads(metadata[KEY])
-            parts = {name: file.get_tensor(name) for name in file.keys()}
-        if metadata.get(f"{KEY}_sha256") != _digest(metadata[KEY], parts):
-            raise ValueError("it is damaged: its checksum does not match its content")
+        metadata, parts = read_file(path)
+        header = json.loads(metadata[KEY])
         if header["version"] != VERSION:
             raise ValueError(f"its version must be {VERSION}, got {header['version']!r}")
         draft = _restore_structure(copy.deepcopy(model), header)
@@ -169,14 +181,7 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         if unknown:
             raise ValueError(f"the model has no {sorted(unknown)[0]}")
         draft.load_state_dict(state)
-    except (
-        SafetensorError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        ValueError,
-    ) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         detail = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"load: {str(path)!r} does not fit this model: {detail}") from error
     model = _restore_structure(model, header)

@@ -21,7 +21,6 @@ def lines_of(file: str, text: str) -> str:
 OUTPUT_TYPE = lines_of("finish.cuh", "by_element(f.output_type")
 WEIGHT_SUM = lines_of("finish.cuh", "f.weight_sum + first")
 ROW_ZERO = lines_of("finish.cuh", "__ldg(f.row_zero + m)")
-PAST_WHAT_IS_HELD = lines_of("rows.cuh", "int64_t c = past;")
 
 # PTX that no test runs: patterns of a kernel and its instructions, with reasons
 NOT_COVERED = {
@@ -46,10 +45,6 @@ NOT_COVERED = {
     r"finish_parts\w+: `mov\.(u32 %r\d+, 0|f32 %f\d+, 0f00000000)` ": (
         "zeros, as the sum of no parts"
     ),
-    rf"quantize_rows\w+Li32EEE\w+: .*{PAST_WHAT_IS_HELD}": (
-        "rows longer than a warp holds: the launcher gives them to a block"
-    ),
-    r"quantize_rows\w+Li32EEE\w+: `mov\.u64 [^`]+` \(PTX line \d+, rows\.cuh:0\)$": "the same",
 }
 
 
