@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from sparseq.cli import given
 from sparseq.cli.app import app, user_errors
@@ -115,3 +118,26 @@ def verify(
     console.print(str(report), highlight=False, soft_wrap=True)
     if not report.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="an .onnx or .safetensors file, or an engine")],
+) -> None:
+    """List what a model file holds: layers, bits, sparsity, size, MACs."""
+    from sparseq import export as to
+
+    with user_errors("export"):
+        found = to.inspect(file)
+    head, *body = found.cells()
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
+    for number, (title, total) in enumerate(zip(head, body[-1], strict=True)):
+        table.add_column(title, total, justify="right" if number > 2 else "left", no_wrap=True)
+    for line in body[:-1]:
+        table.add_row(*map(escape, line))
+    # as wide as the table is: where that does not fit, lines run on, and a pipe gets all of them
+    needed = Console(width=10_000).measure(table).maximum
+    console = Console(width=max(Console().width, needed))
+    console.print(table, soft_wrap=True)
+    for key, value in found.facts.items():
+        console.print(f"{key}: {value}", highlight=False, markup=False, soft_wrap=True)

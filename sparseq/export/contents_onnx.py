@@ -11,6 +11,7 @@ import numpy as np
 
 from sparseq.export.contents import Entry, is_24, plain
 from sparseq.export.require import require
+from sparseq.spec import Plan
 
 Array = np.ndarray[Any, Any]
 
@@ -211,13 +212,22 @@ def _entry(graph: _Graph, node: Any, names: dict[str, str]) -> Entry:
     return Entry(name, node.op_type, shape, bits, input_bits, zeros, sparse, size, macs)
 
 
+def _plan(text: str | None) -> str | None:
+    """How many layers a plan serves: all of it is in the file's metadata."""
+    try:
+        return None if text is None else f"{len(Plan.from_json(text).rules)} layers"
+    except ValueError:
+        return None
+
+
 def _layer_names(described: str | None) -> dict[str, str]:
-    """Output value -> the call of a layer that computes it, as sparseq's files say it."""
+    """Output value of a product -> the call of a layer that it is of, as sparseq's files say it."""
     try:
         layers = json.loads(described or "{}")
-        return {about["values"]["output"]: call for call, about in layers.items()}
+        outputs = {about["values"]["output"]: call for call, about in layers.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}  # a file of somebody else's who uses the same key
+    return outputs | {f"{call}.product": call for call in layers}
 
 
 def read(path: Path) -> tuple[tuple[Entry, ...], dict[str, str]]:
@@ -246,6 +256,6 @@ def read(path: Path) -> tuple[tuple[Entry, ...], dict[str, str]]:
         "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
         "target": properties.get("sparseq_target"),
         "accuracy": properties.get("sparseq_accuracy"),
-        "plan": properties.get("sparseq_plan"),
+        "plan": _plan(properties.get("sparseq_plan")),
     }
     return rows, plain(facts)
