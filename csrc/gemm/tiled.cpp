@@ -1,28 +1,68 @@
 // The tiled path of the INT8 products: signed weights, packed for this machine, dense or 2:4.
+#include <map>
+#include <memory>
+#include <mutex>
+#include <tuple>
+
 #include "arguments.h"
 #include "tiles.h"
 
 namespace sparseq::gemm {
 namespace {
 
-// Tiles at hand, where they are for the ISA in use, or made for this call.
+using Made = std::shared_ptr<const AlignedBytes>;
+
+// What an exported program brought and this machine cannot read as it is (tiles.h), packed anew on the first call.
+class Repacked {
+ public:
+  template <class Make>
+  Made of(const TileHeader& header, Isa isa, Make make) {
+    const Key key{header.content,    int(header.kind),        int(isa), header.shape.groups, header.shape.out_channels,
+                  header.shape.taps, header.shape.in_channels};
+    {
+      const std::lock_guard lock(mutex_);
+      if (const auto found = kept_.find(key); found != kept_.end()) return found->second;
+    }
+    Made made = std::make_shared<const AlignedBytes>(make());
+    const std::lock_guard lock(mutex_);
+    if (size_ += made->size(); size_ > kMost) kept_.clear(), size_ = made->size();  // calls under way hold theirs
+    return kept_.emplace(key, std::move(made)).first->second;
+  }
+
+ private:
+  using Key = std::tuple<uint64_t, int, int, int64_t, int64_t, int64_t, int64_t>;
+  static constexpr size_t kMost = size_t{1} << 30;
+  std::mutex mutex_;
+  std::map<Key, Made> kept_;
+  size_t size_ = 0;
+};
+
+// Tiles at hand, where the ISA in use can read them, or packed from the weight.
 class TilesFor {
  public:
   TilesFor(const Arguments& a, const std::optional<Tensor>& given, const WeightShape& shape) {
-    if (given) {
+    const Isa isa = active_isa();
+    if (!given) {
+      made_ = std::make_shared<const AlignedBytes>(make_tiles(channels_inside(a.weight.dense).data(), shape, isa));
+    } else {
       const auto* bytes = static_cast<const uint8_t*>(given->const_data_ptr());
       STD_TORCH_CHECK(given->scalar_type() == ScalarType::Byte && given->is_contiguous(),
                       "tiles must be a contiguous uint8 tensor");
-      weight_ = view_tiles(bytes, given->numel(), shape);
-      if (weight_.header->isa == active_isa()) return;
+      const TileHeader header = read_header(bytes, given->numel(), shape);
+      if (readable(header, bytes, isa)) {
+        weight_ = view_tiles(bytes, given->numel(), shape);
+        return;
+      }
+      static Repacked repacked;
+      made_ = repacked.of(header, isa,
+                          [&] { return make_tiles(channels_inside(a.weight.dense).data(), shape, isa, header.kind); });
     }
-    made_ = make_tiles(channels_inside(a.weight.dense).data(), shape, active_isa());
-    weight_ = view_tiles(made_.data(), int64_t(made_.size()), shape);
+    weight_ = view_tiles(made_->data(), int64_t(made_->size()), shape);
   }
   const TiledWeight& operator*() const { return weight_; }
 
  private:
-  AlignedBytes made_;
+  Made made_;
   TiledWeight weight_;
 };
 

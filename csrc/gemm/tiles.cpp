@@ -22,13 +22,29 @@ int64_t place(int64_t at, const T* from, int64_t count, std::vector<uint8_t>& by
   return at + aligned(size);
 }
 
-// FNV-1a by words: any changed byte changes it, and a call can afford it.
+// FNV-1a by words: any changed byte changes it, and a call can afford it. What does not fill a word is left out.
+uint64_t hash_of(const void* data, size_t size) {
+  const auto* bytes = static_cast<const uint8_t*>(data);
+  uint64_t sum = 0xcbf29ce484222325;
+  for (size_t at = 0; at + sizeof(uint64_t) <= size; at += sizeof(uint64_t)) {
+    uint64_t word;
+    std::memcpy(&word, bytes + at, sizeof word);
+    sum = (sum ^ word) * 0x100000001b3;
+  }
+  return sum;
+}
+
 uint64_t checksum(const TileHeader& header) {
   static_assert(offsetof(TileHeader, checksum) % sizeof(uint64_t) == 0);
-  uint64_t words[offsetof(TileHeader, checksum) / sizeof(uint64_t)], sum = 0xcbf29ce484222325;
-  std::memcpy(words, &header, sizeof words);
-  for (const uint64_t word : words) sum = (sum ^ word) * 0x100000001b3;
-  return sum;
+  return hash_of(&header, offsetof(TileHeader, checksum));
+}
+
+uint64_t content_of(const int8_t* weight, int64_t count) {
+  const auto whole = size_t(count) / sizeof(uint64_t) * sizeof(uint64_t);
+  uint64_t rest = 0;
+  if (whole < size_t(count)) std::memcpy(&rest, weight + whole, size_t(count) - whole);
+  const uint64_t both[] = {hash_of(weight, whole), rest};
+  return hash_of(both, sizeof both);
 }
 
 AlignedBytes finish(TileHeader header, std::vector<uint8_t> bytes) {
@@ -42,14 +58,7 @@ AlignedBytes finish(TileHeader header, std::vector<uint8_t> bytes) {
   return result;
 }
 
-TileHeader header_of(TileKind kind, Isa isa, const WeightShape& shape) {
-  TileHeader header{};
-  header.magic = kMagic, header.kind = kind, header.isa = isa, header.shape = shape;
-  return header;
-}
-
-AlignedBytes flatten(const PackedWeight& packed, TileKind kind, Isa isa) {
-  TileHeader header = header_of(kind, isa, packed.shape);
+AlignedBytes flatten(const PackedWeight& packed, TileHeader header) {
   header.panels = packed.panels, header.chunks = packed.chunks, header.chunk_blocks = packed.chunk_blocks;
   std::vector<uint8_t> bytes;
   header.sums_at = aligned(sizeof header);
@@ -87,37 +96,54 @@ CacheSizes cache_sizes() {
 }
 
 AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa, std::optional<TileKind> wanted) {
+  TileHeader header{};
+  header.magic = kMagic, header.isa = isa, header.shape = shape;
+  header.content = content_of(weight, shape.groups * shape.out_channels * shape.taps * shape.in_channels);
+  const auto dense = [&] {
+    header.kind = TileKind::dense;
+    return flatten(pack_dense(weight, shape, kernels(isa).layout, cache_sizes()), header);
+  };
   if (shape.groups > 1 && shape.out_channels == 1 && shape.in_channels == 1) {
     std::vector<int32_t> pairs, sums;
     pack_depthwise(weight, shape.groups, shape.taps, pairs, sums);
-    TileHeader header = header_of(TileKind::depthwise, isa, shape);
+    header.kind = TileKind::depthwise;
     std::vector<uint8_t> bytes;
     header.sums_at = aligned(sizeof header);
     header.data_at = place(header.sums_at, sums.data(), int64_t(sums.size()), bytes);
     place(header.data_at, pairs.data(), int64_t(pairs.size()), bytes);
     return finish(header, std::move(bytes));
   }
-  const Layout& layout = kernels(isa).layout;
-  if (wanted == TileKind::dense) return flatten(pack_dense(weight, shape, layout, cache_sizes()), TileKind::dense, isa);
+  if (wanted == TileKind::dense) return dense();
   const int64_t rows = shape.groups * shape.out_channels * shape.taps;
   std::vector<int8_t> values(size_t(rows * values_24(shape.in_channels)));
   std::vector<uint8_t> indices(size_t(rows * index_bytes_24(shape.in_channels)));
   const bool sparse =
       shape.in_channels >= 4 && pack_24(weight, {rows, shape.in_channels}, values.data(), indices.data(), 0, rows).ok();
   if (sparse) {
-    return flatten(pack_sparse24(values.data(), indices.data(), shape, layout, cache_sizes()), TileKind::sparse24, isa);
+    header.kind = TileKind::sparse24;
+    return flatten(pack_sparse24(values.data(), indices.data(), shape, kernels(isa).layout, cache_sizes()), header);
   }
   if (wanted == TileKind::sparse24)
     throw std::invalid_argument("weight must hold at most 2 non-zeros in every 4 neighbouring inputs, and 4 inputs");
-  return flatten(pack_dense(weight, shape, layout, cache_sizes()), TileKind::dense, isa);
+  return dense();
+}
+
+TileHeader read_header(const uint8_t* bytes, int64_t size, const WeightShape& shape) {
+  TileHeader header{};
+  if (size >= int64_t(sizeof header)) std::memcpy(&header, bytes, sizeof header);
+  if (header.magic != kMagic || header.checksum != checksum(header) || header.size != size ||
+      std::memcmp(&header.shape, &shape, sizeof shape) != 0)
+    throw std::invalid_argument("tiles must be made by int8_tiles for this weight");
+  return header;
+}
+
+bool readable(const TileHeader& header, const uint8_t* bytes, Isa isa) {
+  return header.isa == isa && reinterpret_cast<uintptr_t>(bytes) % 64 == 0;
 }
 
 TiledWeight view_tiles(const uint8_t* bytes, int64_t size, const WeightShape& shape) {
+  read_header(bytes, size, shape);
   const auto* header = reinterpret_cast<const TileHeader*>(bytes);
-  if (reinterpret_cast<uintptr_t>(bytes) % 64 != 0 || size < int64_t(sizeof(TileHeader)) || header->magic != kMagic ||
-      header->checksum != checksum(*header) || header->size != size ||
-      std::memcmp(&header->shape, &shape, sizeof shape) != 0)
-    throw std::invalid_argument("tiles must be made by int8_tiles for this weight");
   TiledWeight view{header, {}, reinterpret_cast<const int32_t*>(bytes + header->sums_at), nullptr};
   if (header->kind == TileKind::depthwise) {
     view.pairs = reinterpret_cast<const int32_t*>(bytes + header->data_at);

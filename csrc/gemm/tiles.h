@@ -1,8 +1,9 @@
 // A packed weight as one flat run of bytes that a tensor can hold: a header, then four arrays, each at a
-// multiple of 64 bytes. Made on load for one ISA; never saved, never moved to another machine: a cache in memory,
-// which modules keep in buffers that are not persistent. So what a call checks is the header, whole, by its
-// checksum, and that it is of this weight's shape and of these bytes' length; the arrays are trusted, since to
-// look at them would take as long as to multiply.
+// multiple of 64 bytes. Made on load for one ISA and never saved by sparseq: modules keep them in buffers that are
+// not persistent. What a call checks is the header, whole, by its checksum, and that it is of this weight's shape
+// and of these bytes' length; the arrays are trusted, since to look at them would take as long as to multiply.
+// An exported program may carry them to another machine, or to an address that vectors cannot be loaded from:
+// such ones are packed anew, once, and kept by the content that their header names.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +25,10 @@ struct TileHeader {
   WeightShape shape;
   int64_t panels, chunks, chunk_blocks;
   int64_t sums_at, chunks_at, refs_at, data_at, size;  // offsets in bytes
+  uint64_t content;                                    // a hash of the weight
   uint64_t checksum;                                   // of all that is above
 };
-constexpr int32_t kMagic = 0x53514c54;
+constexpr int32_t kMagic = 0x53514c55;
 
 struct TiledWeight {
   const TileHeader* header;
@@ -41,8 +43,14 @@ struct TiledWeight {
 AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa,
                         std::optional<TileKind> wanted = std::nullopt);
 
-// Throws std::invalid_argument where the header is not as it was made, the bytes are not all there, not at a
-// multiple of 64, or not for this shape.
+// Throws std::invalid_argument where the header is not as it was made, the bytes are not all there or not for this
+// shape.
+TileHeader read_header(const uint8_t* bytes, int64_t size, const WeightShape& shape);
+
+// Whether kernels of the ISA can read tiles where they lie: they load whole vectors.
+bool readable(const TileHeader& header, const uint8_t* bytes, Isa isa);
+
+// Throws as read_header. The bytes must be readable.
 TiledWeight view_tiles(const uint8_t* bytes, int64_t size, const WeightShape& shape);
 
 const Kernels& kernels(Isa isa);
