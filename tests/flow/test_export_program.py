@@ -115,6 +115,5 @@ def test_aot_inductor(fast, program, tmp_path):
     loaded = torch._inductor.aoti_load_package(path)
     for count in (1, 2, 7):
         wanted = fast(inputs(count))
-        torch.testing.assert_close(
-            loaded(inputs(count)), wanted, rtol=0, atol=2e-2 * wanted.abs().max().item()
-        )
+        greatest = float(wanted.abs().max())  # inductor may add the floats in another order
+        torch.testing.assert_close(loaded(inputs(count)), wanted, rtol=0, atol=1e-5 * greatest)
