@@ -1,18 +1,29 @@
-"""The README's Python fences run, in order, in one namespace."""
+"""The Python fences of README and docs run, each page's in order, in one namespace."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+FENCE = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+PAGES = {
+    path: FENCE.findall(path.read_text())
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+LEFT = {"README.md": "fast.onnx", "export.md": "model.aoti.pt2"}  # what a page's last fences write
 
 
-def test_fences_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fences = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
-    assert len(fences) >= 5
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch")
+@pytest.mark.parametrize("page", [p for p, fences in PAGES.items() if fences], ids=lambda p: p.name)
+def test_fences_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
-    for number, fence in enumerate(fences):
-        exec(compile(fence, f"README.md, fence {number + 1}", "exec"), namespace)
-    assert (tmp_path / "fast.onnx").is_file()
+    for number, fence in enumerate(PAGES[page]):
+        exec(compile(fence, f"{page.name}, fence {number + 1}", "exec"), namespace)
+    assert page.name not in LEFT or (tmp_path / LEFT[page.name]).is_file()
+
+
+def test_pages_have_fences() -> None:
+    counts = {page.name: len(fences) for page, fences in PAGES.items()}
+    assert counts["README.md"] >= 5 and counts["export.md"] >= 5
