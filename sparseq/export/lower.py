@@ -99,7 +99,8 @@ class Lowering:
 
     def _lower(self, node: Any, name: str, call: str) -> Call:
         layer, nodes, old = self.layers[name], self.nodes, node.outputs[0]
-        x, kind, rank = node.inputs[0], node.inputs[0].dtype, len(node.inputs[0].shape)
+        x = node.inputs[0]
+        kind, rank = node.attributes["dtype"].value, node.attributes["rank"].value
         if kind in HALVES:
             x = nodes.cast(x, "FLOAT", f"{call}.float")
         q = self._activation(x, node, name, call)

@@ -79,6 +79,7 @@ def _takes(after: Any, before: Any, node: Any) -> bool:
 
 def _axes_as_attribute(graph: Any, node: Any, opset: int) -> None:
     """Reduce* took their axes as an attribute up to 17 (ReduceSum up to 12)."""
+    _without_defaults("noop_with_empty_axes")(graph, node, opset)
     if len(node.inputs) < 2 or node.inputs[1] is None:
         return
     held = node.inputs[1].const_value
@@ -107,7 +108,7 @@ def _without_num_outputs(graph: Any, node: Any, opset: int) -> None:
 
 def _without_defaults(*names: str) -> Any:
     """For attributes that came later: leave out those that say what was always so."""
-    usual = {"antialias": 0, "keep_aspect_ratio_policy": "stretch", "reduction": "none"}
+    usual = {"antialias": 0, "keep_aspect_ratio_policy": "stretch", "noop_with_empty_axes": 0}
 
     def rewrite(graph: Any, node: Any, opset: int) -> None:
         for name in names:

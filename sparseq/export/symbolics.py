@@ -28,7 +28,7 @@ _KINDS = {"Float": FLOAT, "Half": FLOAT16, "BFloat16": BFLOAT16, "Char": INT8, "
 _DTYPES = {5: torch.float16, 6: torch.float32, 15: torch.bfloat16}  # as TorchScript numbers them
 
 
-class _TorchScript:
+class TorchScript:
     """Torch's TorchScript exporter, through its GraphContext."""
 
     def __init__(self, graph: Any) -> None:
@@ -41,7 +41,7 @@ class _TorchScript:
         absent = [self.graph.op("prim::Constant") if v is None else v for v in values]
         if kind in ("ReduceMin", "ReduceMax") and self.graph.opset < 18 and len(absent) == 2:
             attributes["axes"] = constant_of(absent.pop()).tolist()
-        return self.graph.op(kind, *absent, **{f"{k}_i": v for k, v in attributes.items()})
+        return self.graph.op(kind, *absent, **{_typed(k, v): v for k, v in attributes.items()})
 
     def _value(self, given: Any) -> Any:
         if isinstance(given, float):
@@ -63,6 +63,11 @@ class _TorchScript:
             return None
         first = next(iter(node.inputs()), None)
         return node.kind().removeprefix("onnx::"), first
+
+
+def _typed(name: str, value: Any) -> str:
+    """An attribute's name as GraphContext.op wants it."""
+    return f"{name}_{'s' if isinstance(value, str) else 'i'}"
 
 
 def constant_of(value: Any) -> Any:
@@ -93,7 +98,7 @@ def _symbolic(name: str, target: str) -> Callable[..., Any]:
         rest = [_given(a) for a in arguments[tensors:]]
         if name == "dequantize" and len(rest) == 3:
             rest[2] = _DTYPES.get(rest[2])
-        return getattr(Meanings(_TorchScript(g), target), name)(*given, *rest)
+        return getattr(Meanings(TorchScript(g), target), name)(*given, *rest)
 
     return symbolic
 

@@ -1,6 +1,6 @@
 """Torch's two exporters, each run on a model whose integer layers are opaque: one node a layer.
 
-A layer becomes `sparseq.export::Layer(x[, scale, zero_point], name="features.0")`. What torch does
+A layer becomes `sparseq.export::Layer(x[, scale, zero_point], name=, rank=, dtype=)`. What torch does
 with the rest of the graph is its own affair; what a layer is in ONNX is decided in one place, for
 both exporters, afterwards (`sparseq.export.lower`). Scale and zero point are there where the input
 has no fixed grid: they are computed in the graph.
@@ -20,13 +20,25 @@ from torch.nn import functional
 
 from sparseq.export.failure import reason_of
 from sparseq.export.require import require
-from sparseq.export.symbolics import TORCHSCRIPT_OPSETS, available, constant_of, register_symbolics
-from sparseq.export.translate import translations
+from sparseq.export.symbolics import (
+    TORCHSCRIPT_OPSETS,
+    TorchScript,
+    available,
+    constant_of,
+    register_symbolics,
+)
+from sparseq.export.translate import FLOAT, translations
 from sparseq.nn import SparseQuantConv2d, SparseQuantLayer
 
 DOMAIN, OPAQUE = "sparseq.export", "Layer"
 EXPORTERS = ("dynamo", "torchscript")
 DYNAMO_OPSETS = range(18, 26)  # what torch's dynamo exporter writes, by onnxscript's converter
+
+_EXPECTED_WARNINGS = (  # of the TorchScript exporter; those about the user's model go through
+    "You are using the legacy TorchScript-based ONNX export",
+    "The feature will be removed",
+    "Constant folding",
+)
 
 _layers: dict[str, SparseQuantLayer] = {}  # of the model that is being traced
 
@@ -83,11 +95,11 @@ def _opaque(model: nn.Module, layers: dict[str, SparseQuantLayer]) -> Iterator[n
 def _layer_in_torchscript(g: Any, x: Any, scale: Any, zero_point: Any, name: Any) -> Any:
     """The opaque node; its type is the fake kernel's business in the other exporter, ours here."""
     grid = [] if scale.node().mustBeNone() else [scale, zero_point]
-    text = constant_of(name)
-    y = g.op(f"{DOMAIN}::{OPAQUE}", x, *grid, name_s=text)
+    text, seen = constant_of(name), TorchScript(g)
+    attributes = {"rank": seen.rank(x), "dtype": seen.dtype(x) or FLOAT}
+    y = seen.op(f"{DOMAIN}::{OPAQUE}", x, *grid, **attributes, name=text)
     weight = _layers[text].weight_values
-    rank = x.type().dim()
-    sizes = [None] * rank
+    sizes = [None] * seen.rank(x)
     sizes[1 if weight.dim() == 4 else -1] = weight.shape[0]
     y.setType(x.type().with_sizes(sizes))
     return y
@@ -106,8 +118,8 @@ def by_torchscript(
     file = io.BytesIO()
     axes = {"input": {0: "batch"}, "output": {0: "batch"}} if dynamic_batch else None
     with _opaque(model, layers) as opaque, warnings.catch_warnings():
-        for category in (DeprecationWarning, torch.jit.TracerWarning):
-            warnings.simplefilter("ignore", category)
+        for text in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", text)
         register_symbolics(target)
         torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
             "sparseq_export::layer", _layer_in_torchscript, TORCHSCRIPT_OPSETS[0]
@@ -143,7 +155,11 @@ def _opaque_operator() -> Any:
         ],
         outputs=[schema.FormalParameter("y", "T")],
         type_constraints=[("T", floats, "")],
-        attributes=[schema.Attribute("name", schema.AttrType.STRING)],
+        attributes=[
+            schema.Attribute("name", schema.AttrType.STRING),
+            schema.Attribute("rank", schema.AttrType.INT),
+            schema.Attribute("dtype", schema.AttrType.INT),
+        ],
     )
     return values.Op(values.Opset(DOMAIN, 1), OPAQUE, layer)
 
@@ -160,7 +176,7 @@ def by_dynamo(
     node = _opaque_operator()
 
     def layer(x, scale, zero_point, name):  # type: ignore[no-untyped-def]
-        return node(x, scale, zero_point, name=name)
+        return node(x, scale, zero_point, name=name, rank=len(x.shape), dtype=int(x.dtype))
 
     table: dict[Any, Any] = {torch.ops.sparseq_export.layer.default: layer, **translations(target)}
     shapes: Any = None
