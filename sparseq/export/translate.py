@@ -98,7 +98,8 @@ class Meanings:
         """`clamp(rne(x / scale) + zero, low, high)`."""
         if group is not None:
             raise ValueError("quantize: group_size has no ONNX form for an activation")
-        x, zero = self._grid(self._float(x), scale, zero, low, high, axis, shift=False)
+        rank = 0 if axis is None else self.build.rank(x)
+        x, zero = self._grid(self._float(x), scale, zero, low, high, axis, rank, shift=False)
         return self.build.op("QuantizeLinear", x, scale, zero, **_around(axis))
 
     def fake_quantize(
@@ -114,12 +115,13 @@ class Meanings:
     ) -> Any:
         """`dequantize(quantize(x))`."""
         kind, whole = self.build.dtype(x), x
+        rank = 0 if axis is None else self.build.rank(x)
         x = self._float(x)
         if group is not None:
             x, scale, zero = self._rows(x, scale, zero, group)
-            axis = 0
+            axis, rank = 0, 2
         shift = self.unsigned and axis is None
-        x, zero = self._grid(x, scale, zero, low, high, axis, shift)
+        x, zero = self._grid(x, scale, zero, low, high, axis, rank, shift)
         q = self.build.op("QuantizeLinear", x, scale, zero, **_around(axis))
         y = self.build.op("DequantizeLinear", q, scale, zero, **_around(axis))
         if group is not None:
@@ -142,20 +144,20 @@ class Meanings:
         return self.build.op("Cast", y, to=_HALVES[dtype]) if dtype in _HALVES else y
 
     def minmax(self, x: Any, axis: Any = None, group: Any = None) -> tuple[Any, Any]:
-        """Least and greatest value, of all or along an axis."""
+        """Least and greatest value: of all, or a value a channel or a group."""
+        x = self._float(x)
+        rank = self.build.rank(x)
         if group is not None:
-            raise ValueError("minmax: group_size has no ONNX form for an activation")
-        x, rest = self._float(x), []
-        if axis is not None:
-            rank = self.build.rank(x)
-            rest = [self.build.ints([d for d in range(rank) if d != axis % rank])]
-        return (
-            self._reduced("ReduceMin", x, rest),
-            self._reduced("ReduceMax", x, rest),
-        )
+            if axis is not None and rank > 1 and axis % rank == 0:  # a channel's elements, flat
+                x, rank = self.build.op("Reshape", x, self.build.ints([0, -1])), 2
+            x = self.build.op("Reshape", x, self.build.ints([0] * (rank - 1) + [-1, group]))
+            return self._reduced(x, [rank])
+        return self._reduced(x, [] if axis is None else [d for d in range(rank) if d != axis % rank])
 
-    def _reduced(self, kind: str, x: Any, rest: list[Any]) -> Any:
-        return self.build.op(kind, x, *rest, keepdims=0)
+    def _reduced(self, x: Any, axes: list[int]) -> tuple[Any, Any]:
+        over = [self.build.ints(axes)] if axes else []
+        low, high = (self.build.op(f"Reduce{kind}", x, *over, keepdims=0) for kind in ("Min", "Max"))
+        return low, high
 
     def _float(self, x: Any) -> Any:
         """QuantizeLinear takes float32 in every opset, halves only in later ones."""
@@ -170,7 +172,15 @@ class Meanings:
         return rows, self.build.op("Reshape", scale, flat), zero
 
     def _grid(
-        self, x: Any, scale: Any, zero: Any, low: int, high: int, axis: Any, shift: bool
+        self,
+        x: Any,
+        scale: Any,
+        zero: Any,
+        low: int,
+        high: int,
+        axis: int | None,
+        rank: int,
+        shift: bool,
     ) -> tuple[Any, Any]:
         """X clamped to the grid where its range is narrower than its type's, and the zero point."""
         kind, least, greatest, gain = storage(low, shift)
@@ -182,14 +192,13 @@ class Meanings:
         else:
             wide = op("Cast", zero, to=FLOAT)
         if low > least and not (axis is None and non_negative(self.build, x)):
-            x = self._cut("Max", x, op("Mul", op("Sub", float(low), wide), scale), axis)
+            x = self._cut("Max", x, op("Mul", op("Sub", float(low), wide), scale), axis, rank)
         if high < greatest:
-            x = self._cut("Min", x, op("Mul", op("Sub", float(high), wide), scale), axis)
+            x = self._cut("Min", x, op("Mul", op("Sub", float(high), wide), scale), axis, rank)
         return x, op("Cast", op("Add", wide, float(gain)) if gain else wide, to=kind)
 
-    def _cut(self, kind: str, x: Any, bound: Any, axis: Any) -> Any:
+    def _cut(self, kind: str, x: Any, bound: Any, axis: int | None, rank: int) -> Any:
         if axis is not None:
-            rank = self.build.rank(x)
             shape = [-1 if d == axis % rank else 1 for d in range(rank)]
             bound = self.build.op("Reshape", bound, self.build.ints(shape))
         return self.build.op(kind, x, bound)

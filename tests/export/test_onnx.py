@@ -19,6 +19,7 @@ from torch import nn
 import sparseq
 from sparseq import NM, Layer, Plan, Quant, Unstructured, export
 from sparseq.export.translate import NOT_EXPORTED, translations
+from sparseq.export.view import quantised_layers
 from sparseq.nn import SparseQuantConv2d, SparseQuantLinear
 
 WEIGHT, INPUT = Quant(axis=0), Quant(symmetric=False)
@@ -183,7 +184,7 @@ def test_onnx_runtime_gives_the_models_numbers(name, exported):
 @pytest.mark.parametrize("name", CASES)
 def test_weights_are_stored_as_the_models_integers(name, exported):
     case = exported(name)
-    layers = export.view.quantised_layers(case.model)
+    layers = quantised_layers(case.model)
     assert set(case.weights()) == set(layers)
     for layer_name, stored in case.weights().items():
         spec, values = layers[layer_name].weight_spec, layers[layer_name].weight_values
