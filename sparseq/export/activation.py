@@ -112,6 +112,7 @@ class Activation:
         self.row_zero: Any = None  # int32, where it is not the same for all rows
         self.all_zeros = zero  # as DequantizeLinear wants it: one a row
         self._dequantised: Any = None
+        self._computed: Any = None
         self._static: float | None = None
         self._owner = call
 
@@ -209,6 +210,22 @@ class Activation:
             name = f"{self.call}.rounded"
             self._dequantised = self.nodes.add("DequantizeLinear", inputs, name, **along)
         return self._dequantised
+
+    def computed(self) -> Any:
+        """The float32 values of the integers, by plain operators.
+
+        Behind a DequantizeLinear, ONNX Runtime would quantise a float product's weight anew, with
+        one scale for all channels.
+        """
+        if self.by_rows:
+            return self.dequantised()
+        if self._computed is None:
+            nodes, call = self.nodes, self.call
+            y = nodes.cast(self.integers, "FLOAT", f"{call}.wide")
+            zero = nodes.cast(self.zero, "FLOAT", f"{call}.input_zero_float")
+            y = nodes.add("Sub", [y, zero], f"{call}.centred")
+            self._computed = nodes.add("Mul", [y, self.scale], f"{call}.rounded")
+        return self._computed
 
     def scale_column(self) -> Any:
         """The scale of each row, `[rows, 1]`."""

@@ -111,7 +111,9 @@ class Lowering:
             assert q is not None
             y = self._integer(q, layer, weight, call)
         else:
-            y = self._float(x if q is None else q.dequantised(), layer, weight, call, form, rank)
+            if q is not None:
+                x = q.computed() if form == "float" and self.integers else q.dequantised()
+            y = self._float(x, layer, weight, call, form, rank)
         if rows and rank != 2:
             y = self._unrowed(node.inputs[0], y, layer, call)
         if kind in HALVES:

@@ -80,7 +80,7 @@ class _Opaque(nn.Module):
 def _opaque(model: nn.Module, layers: dict[str, SparseQuantLayer]) -> Iterator[nn.Module]:
     """The model with opaque layers, for as long as it is traced."""
     if model in layers.values():
-        model = nn.Sequential(_Opaque("", layers[""]))
+        model = nn.Sequential(_Opaque("", layers[""])).eval()
     else:
         for name in layers:
             parent, _, child = name.rpartition(".")
@@ -120,6 +120,8 @@ def by_torchscript(
     with _opaque(model, layers) as opaque, warnings.catch_warnings():
         for text in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", text)
+        # sparseq's own looks at shapes; those of the user's model are for the user to see
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"sparseq\.")
         register_symbolics(target)
         torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
             "sparseq_export::layer", _layer_in_torchscript, TORCHSCRIPT_OPSETS[0]
