@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,10 +10,13 @@ import torch
 from sparseq.export.nodes import Nodes
 from sparseq.export.stored import StoredWeight
 from sparseq.export.trace import DOMAIN
-from sparseq.export.translate import non_negative, storage
+from sparseq.export.translate import UINT8, non_negative, storage
 from sparseq.nn import SparseQuantLayer
 
 Grid = tuple[float, int, int, int]  # scale, zero point, least and greatest integer
+Range = tuple[float, float]
+Joined = tuple[list[Any], Range]  # the opaque layers that read a result, and what it is cut to
+UNCUT: Range = (-math.inf, math.inf)
 
 # what ONNX Runtime moves Q/DQ through, so that a product and the quantiser behind it still meet
 _TRANSPARENT = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
@@ -25,66 +29,59 @@ def grid_of(layer: SparseQuantLayer) -> Grid:
     return float(layer.input_scale), zero, *layer.input_limits
 
 
-def _takes_all(grid: Grid) -> bool:
-    """Whether the grid is all of its byte: there is nothing to cut off before QuantizeLinear."""
-    return grid[2:] in ((-128, 127), (0, 255))
-
-
-def _bounds(node: Any) -> tuple[float, float] | None:
+def _bounds(node: Any) -> Range | None:
     """The range that a node cuts its input to, if that is all it does."""
     if node.op_type == "Relu":
-        return 0.0, float("inf")
+        return 0.0, math.inf
     if node.op_type != "Clip":
         return None
-    found = [float("-inf"), float("inf")]
+    found = [-math.inf, math.inf]
     for place, value in enumerate(node.inputs[1:]):
         if value is not None:
-            constant = value.const_value
-            if constant is None:
+            if value.const_value is None:
                 return None
-            found[place] = float(constant.numpy())
+            found[place] = float(value.const_value.numpy())
     return found[0], found[1]
 
 
-def _repeats(grid: Grid, bounds: tuple[float, float]) -> bool:
-    """Whether quantising cuts off at least as much: the cut before it then changes nothing."""
+def _quantised(number: float, grid: Grid) -> int:
+    """`clamp(rne(number / scale) + zero, low, high)`, in float32 as QuantizeLinear computes it."""
     scale, zero, low, high = grid
-    bottom, top = (torch.tensor(b) / torch.tensor(scale) for b in bounds)
-    return float(bottom.round()) + zero <= low and float(top.round()) + zero >= high
+    step = (torch.tensor(number) / torch.tensor(scale)).round() + zero
+    return int(step.clamp(low, high))
 
 
-def joined_consumers(nodes: Nodes, output: Any, layers: dict[str, SparseQuantLayer]) -> bool:
+def join(nodes: Nodes, output: Any, layers: dict[str, SparseQuantLayer]) -> Joined | None:
     """Whether a product's result goes into one quantiser and nowhere else.
 
-    If so, cuts (ReLU, ReLU6) that the quantiser repeats are taken out of the graph.
+    If so, cuts on the way (ReLU, ReLU6) are taken out of the graph: rounding to a grid and cutting
+    commute, so the quantiser's reader cuts the integers instead, where it does not do so anyway.
     """
-    grids: set[Grid] = set()
-    cuts: list[Any] = []
-    todo = [output]
-    while todo:
-        value = todo.pop()
-        if value.is_graph_output() or not value.uses():
-            return False
-        for node, index in value.uses():
-            grid = _grid_read(node, layers)
-            if grid is not None:
-                grids.add(grid)
-            elif index == 0 and node.op_type in _TRANSPARENT and len(node.outputs) == 1:
-                todo.append(node.outputs[0])
-            elif index == 0 and _bounds(node) is not None and not cuts:
-                cuts.append(node)
-                todo.append(node.outputs[0])
-            else:
-                return False
-    if len(grids) != 1:
-        return False
-    (grid,) = grids
-    if not _takes_all(grid) or not all(_repeats(grid, _bounds(cut) or (0, 0)) for cut in cuts):
-        return False
-    for cut in cuts:
-        nodes.replace(cut.outputs[0], cut.inputs[0])
-        nodes.graph.remove(cut, safe=True)
-    return True
+    value, cuts, (low, high) = output, [], (-math.inf, math.inf)
+    while True:
+        uses = list(value.uses())
+        if value.is_graph_output() or not uses:
+            return None
+        grids = {_grid_read(node, layers) for node, _ in uses}
+        if None not in grids:
+            break
+        node, index = uses[0]
+        if len(uses) > 1 or index > 0 or len(node.outputs) > 1:
+            return None
+        cut = _bounds(node)
+        if cut is not None:
+            low, high = (min(max(end, cut[0]), cut[1]) for end in (low, high))
+            cuts.append(node)
+        elif node.op_type not in _TRANSPARENT:
+            return None
+        value = node.outputs[0]
+    if len(grids) > 1:
+        return None
+    readers = [node for node, _ in uses]
+    for node in cuts:
+        nodes.replace(node.outputs[0], node.inputs[0])
+        nodes.graph.remove(node, safe=True)
+    return readers, (low, high)
 
 
 def _grid_read(node: Any, layers: dict[str, SparseQuantLayer]) -> Grid | None:
@@ -113,34 +110,53 @@ class Activation:
         self.all_zeros = zero  # as DequantizeLinear wants it: one a row
         self._dequantised: Any = None
         self._computed: Any = None
-        self._static: float | None = None
-        self._owner = call
+        self._static = False
 
     @classmethod
     def static(
-        cls, nodes: Nodes, x: Any, layer: SparseQuantLayer, name: str, call: str, unsigned: bool
+        cls,
+        nodes: Nodes,
+        x: Any,
+        layer: SparseQuantLayer,
+        name: str,
+        call: str,
+        unsigned: bool,
+        cut: Range = UNCUT,
     ) -> Activation:
-        """On the layer's fixed grid."""
-        scale, zero, low, high = grid_of(layer)
+        """On the layer's fixed grid; `cut` is the range that x is to be cut to as well."""
+        grid = scale, zero, low, high = grid_of(layer)
         prefix = f"{name}." if name else ""
         kind, least, greatest, gain = storage(low, unsigned)
-        cut_low = low > least and not non_negative(nodes, x)
-        if cut_low or high < greatest:
-            steps = torch.tensor(scale, dtype=torch.float32)
-            bounds: list[Any] = [None, None]
-            if cut_low:
-                bounds[0] = nodes.constant(f"{prefix}input_least", (low - zero) * steps)
-            if high < greatest:
-                bounds[1] = nodes.constant(f"{prefix}input_greatest", (high - zero) * steps)
-            bounds = bounds if bounds[1] is not None else bounds[:1]
-            x = nodes.add("Clip", [x, *bounds], f"{call}.clipped")
+        low, high = _quantised(cut[0], grid), _quantised(cut[1], grid)
+        above = non_negative(nodes, x) and low <= zero  # then nothing rounds to below zero
+        ends = [None if above or low <= least else low, None if high >= greatest else high]
         held = nodes.constant(f"{prefix}input_scale", torch.tensor(scale, dtype=torch.float32))
-        stored = torch.tensor(zero + gain).to(torch.uint8 if kind == 2 else torch.int8)
-        offset = nodes.constant(f"{prefix}input_zero_point", stored)
-        q = nodes.add("QuantizeLinear", [x, held, offset], f"{call}.input")
+        byte = torch.uint8 if kind == UINT8 else torch.int8
+        offset = nodes.constant(
+            f"{prefix}input_zero_point", torch.tensor(zero + gain).to(byte)
+        )
+        if unsigned:  # on bytes, which costs a quarter
+            limits = [None if e is None else torch.tensor(e + gain).to(byte) for e in ends]
+            whole = f"{call}.input_whole" if any(e is not None for e in ends) else f"{call}.input"
+            q = nodes.add("QuantizeLinear", [x, held, offset], whole)
+            q = cls._between(nodes, q, limits, prefix, f"{call}.input")
+        else:
+            steps = torch.tensor(scale, dtype=torch.float32)
+            limits = [None if e is None else (e - zero) * steps for e in ends]
+            x = cls._between(nodes, x, limits, prefix, f"{call}.clipped")
+            q = nodes.add("QuantizeLinear", [x, held, offset], f"{call}.input")
         made = cls(nodes, q, held, offset, call)
-        made._static, made._owner = scale, name
+        made._static = True
         return made
+
+    @staticmethod
+    def _between(nodes: Nodes, x: Any, limits: list[Any], prefix: str, name: str) -> Any:
+        """X cut to what lies between the limits, of which one or both may be None."""
+        names = (f"{prefix}input_least", f"{prefix}input_greatest")
+        bounds = [None if e is None else nodes.constant(n, e) for n, e in zip(names, limits, strict=True)]
+        while bounds and bounds[-1] is None:
+            del bounds[-1]
+        return nodes.add("Clip", [x, *bounds], name) if bounds else x
 
     @classmethod
     def dynamic(
@@ -236,7 +252,7 @@ class Activation:
         channels = weight.scale().reshape(shape)
         if self.by_rows:
             return self.nodes.constant(f"{weight.prefix}weight_scale.last", channels)
-        if self._static is not None:
+        if self._static:
             assert layer.input_scale is not None
             product = channels * layer.input_scale.reshape(())
             return self.nodes.constant(f"{weight.prefix}multiplier", product)

@@ -21,6 +21,7 @@ INTEGER_KERNELS = (
     "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
 )
+FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,23 @@ def kernels(path: str | os.PathLike[str]) -> list[Kernel]:
 
 
 def _kernel(call: str, described: dict[str, Any], nodes: Any) -> Kernel:
-    name = f"{call or 'layer'}.product"
-    for node in nodes:  # ONNX Runtime keeps a node's name, with something behind it
-        if node.name == name or node.name.startswith(f"{name}_"):
-            if node.op_type in INTEGER_KERNELS:
-                return Kernel(call, node.op_type, True)
-            if node.op_type in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"):
-                reason = described["reason"] or "ONNX Runtime has no integer kernel for its form"
-                return Kernel(call, node.op_type, False, reason)
-    return Kernel(call, "fused", False, "ONNX Runtime made it part of another node")
+    """The product's node: ONNX Runtime keeps its name or its output's, with something around it."""
+    names = f"{call or 'layer'}.product", described["values"]["output"]
+    layer = call.partition("@")[0]
+    parameters = f"{layer}." if layer else ""
+    products = [node for node in nodes if node.op_type in INTEGER_KERNELS + FLOAT_KERNELS]
+    found = [node for node in products if _is_called(node.name.removeprefix("fused "), names)]
+    if not found:
+        own = (f"{parameters}weight", f"{parameters}bias")
+        found = [n for n in products if any(i.startswith(own) for i in n.input)]
+    if not found:
+        return Kernel(call, "fused", False, "ONNX Runtime made it part of another node")
+    kind = found[0].op_type
+    if kind in INTEGER_KERNELS:
+        return Kernel(call, kind, True)
+    reason = described["reason"] or "ONNX Runtime has no integer kernel for its form"
+    return Kernel(call, kind, False, reason)
+
+
+def _is_called(name: str, names: tuple[str, ...]) -> bool:
+    return any(name == known or name.startswith(f"{known}_") for known in names)

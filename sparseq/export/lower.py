@@ -9,7 +9,7 @@ ONNX Runtime on x86 (measured with 1.32 on AVX2, one thread, milliseconds):
     linear 128 x 768 -> 768                     2.5     1.7         2.3 (computes in float)
 
 * `QLinearConv`, `QGemm`: Q/DQ around the product, which ONNX Runtime fuses where the result is
-  quantised again at once. A ReLU between that the quantiser repeats anyway is left out.
+  quantised again at once. A ReLU between is left to the quantiser, which cuts integers instead.
 * `ConvInteger`, `MatMulInteger`: everywhere else (before a residual addition, say) the int32 sum,
   then Cast, Mul and Add: the model's own formula, bit for bit. Q/DQ there would run in float.
 * float: what ONNX Runtime has no fast exact integer kernel for; `kernels` names each and why.
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from sparseq.export.activation import Activation, Grid, grid_of, joined_consumers
+from sparseq.export.activation import UNCUT, Activation, Grid, Range, grid_of, join
 from sparseq.export.nodes import HALVES, Nodes
 from sparseq.export.stored import StoredWeight
 from sparseq.nn import SparseQuantConv2d, SparseQuantLayer
@@ -84,6 +84,7 @@ class Lowering:
         int4 = self.integers and opset >= 21
         self.weights = {n: StoredWeight(self.nodes, n, m, int4) for n, m in layers.items()}
         self.activations: dict[tuple[int, Grid], Activation] = {}
+        self.cuts: dict[Any, Range] = {}  # opaque node -> what its input is to be cut to as well
         self.calls: dict[str, Call] = {}
 
     def run(self, opaque: list[Any]) -> dict[str, Call]:
@@ -134,7 +135,7 @@ class Lowering:
         key = (id(x), grid_of(layer))
         if key not in self.activations:
             self.activations[key] = Activation.static(
-                self.nodes, x, layer, name, call, self.integers
+                self.nodes, x, layer, name, call, self.integers, self.cuts.get(node, UNCUT)
             )
         return self.activations[key]
 
@@ -150,7 +151,9 @@ class Lowering:
         if convolution and not self._one_zero(layer):
             return "float", "ONNX Runtime's convolutions take one zero point for all channels"
         if layer.input_scale is not None and (convolution or rank == 2) and bias_fits(layer):
-            if joined_consumers(self.nodes, output, self.layers):
+            joined = join(self.nodes, output, self.layers)
+            if joined is not None:
+                self.cuts |= dict.fromkeys(*joined)
                 return ("QLinearConv" if convolution else "QGemm"), ""
         if convolution and layer.arguments["groups"] > 1 and weight.shape[1] == 1:
             return "float", (
