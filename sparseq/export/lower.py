@@ -82,7 +82,9 @@ class Lowering:
         self.nodes = Nodes(graph)
         self.layers, self.integers = layers, target == "onnxruntime"
         int4 = self.integers and opset >= 21
-        self.weights = {n: StoredWeight(self.nodes, n, m, int4) for n, m in layers.items()}
+        self.weights = {
+            n: StoredWeight(self.nodes, n, m, int4, self.integers) for n, m in layers.items()
+        }
         self.activations: dict[tuple[int, Grid], Activation] = {}
         self.cuts: dict[Any, Range] = {}  # opaque node -> what its input is to be cut to as well
         self.calls: dict[str, Call] = {}

@@ -24,14 +24,18 @@ class StoredWeight:
         name: of the layer.
         layer: the layer.
         int4: whether at most 4 bits are stored as INT4.
+        zeros: whether zero points that are all 0 are said, too: ONNX Runtime fuses Gemm only so.
     """
 
-    def __init__(self, nodes: Nodes, name: str, layer: SparseQuantLayer, int4: bool) -> None:
+    def __init__(
+        self, nodes: Nodes, name: str, layer: SparseQuantLayer, int4: bool, zeros: bool
+    ) -> None:
         self.nodes, self.layer = nodes, layer
         self.prefix = f"{name}." if name else ""
         self.shape = tuple(layer.weight_values.shape)
         self.signed = layer.weight_values.dtype == torch.int8
         self.int4 = int4 and layer.weight_spec.bits <= 4
+        self.zeros = zeros
         self.grouped = layer.weight_scale.dim() == 2
         self.transposed: Any = None  # of a float form
         self.made: dict[str, Any] = {}
@@ -49,7 +53,7 @@ class StoredWeight:
     def _zero_points(self, lift: bool) -> Tensor | None:
         """The zero points as the scale is shaped; None if all are 0 in int8."""
         zero = self.layer.weight_zero_point
-        if not lift and zero is None:
+        if zero is None and not lift and not self.zeros:
             return None
         flat = torch.zeros(self.scale().numel()) if zero is None else zero.reshape(-1)
         if lift and self.signed:

@@ -105,6 +105,21 @@ def _layer_in_torchscript(g: Any, x: Any, scale: Any, zero_point: Any, name: Any
     return y
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from printing its whole graph when an op has no translation."""
+    name = "_jit_onnx_log"
+    log = getattr(torch._C, name, None)
+    if log is None:
+        yield
+        return
+    setattr(torch._C, name, lambda *arguments: None)
+    try:
+        yield
+    finally:
+        setattr(torch._C, name, log)
+
+
 def by_torchscript(
     model: nn.Module,
     layers: dict[str, SparseQuantLayer],
@@ -117,7 +132,7 @@ def by_torchscript(
     ir = require("onnx_ir")
     file = io.BytesIO()
     axes = {"input": {0: "batch"}, "output": {0: "batch"}} if dynamic_batch else None
-    with _opaque(model, layers) as opaque, warnings.catch_warnings():
+    with _opaque(model, layers) as opaque, warnings.catch_warnings(), _quiet():
         for text in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", text)
         # sparseq's own looks at shapes; those of the user's model are for the user to see
@@ -230,7 +245,8 @@ def trace(
         ValueError: torch cannot export the model.
         ImportError: onnx or onnxscript is missing.
     """
-    require("onnxscript")
+    for package in ("onnx", "onnx_ir", "onnxscript"):
+        require(package)
     run = by_dynamo
     if exporter == "torchscript":
         if not available():
@@ -239,8 +255,15 @@ def trace(
             )
         run = by_torchscript
     try:
-        return run(model, layers, example, target, dynamic_batch, opset)
-    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+        traced = run(model, layers, example, target, dynamic_batch, opset)
+    except ImportError:
+        raise
+    except Exception as error:  # torch's, and whatever the user's model raises
         reason = reason_of(error, model, example)
         hint = "; try dynamic_batch=False" if dynamic_batch and "translation" not in reason else ""
         raise ValueError(f"export.onnx: torch cannot export the model: {reason}{hint}") from error
+    if len(traced.graph.outputs) != 1:
+        raise ValueError(
+            f"export.onnx: model must return one tensor, got {len(traced.graph.outputs)}"
+        )
+    return traced

@@ -145,8 +145,7 @@ class Meanings:
 
     def minmax(self, x: Any, axis: Any = None, group: Any = None) -> tuple[Any, Any]:
         """Least and greatest value: of all, or a value a channel or a group."""
-        x = self._float(x)
-        rank = self.build.rank(x)
+        rank, x = self.build.rank(x), self._float(x)
         if group is not None:
             if axis is not None and rank > 1 and axis % rank == 0:  # a channel's elements, flat
                 x, rank = self.build.op("Reshape", x, self.build.ints([0, -1])), 2

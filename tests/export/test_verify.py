@@ -31,14 +31,14 @@ class Net(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    """A converted model, data, and its sound file."""
+@pytest.fixture(scope="module", params=["dynamo", "torchscript"])
+def good(request, tmp_path_factory):
+    """A converted model, data, and its sound file, by each exporter."""
     torch.manual_seed(0)
     model, x = Net().eval(), torch.randn(16, 4, 8, 8)
     sparseq.calibrate(sparseq.prepare(model, PLAN), [x])
     path = tmp_path_factory.mktemp("verify") / "m.onnx"
-    export.onnx(model, x[:2], path)
+    export.onnx(model, x[:2], path, exporter=request.param)
     return sparseq.convert(model), x, path
 
 
@@ -93,7 +93,8 @@ def test_one_changed_weight_is_caught_in_its_layer(layer, good, tmp_path):
     ("name", "change", "layer"),
     [
         ("second.bias", lambda b: b + np.float32(0.01), "second"),
-        ("third.weight_values.scale", lambda s: s * np.float32(1.01), "third"),
+        ("second.weight_scale", lambda s: s * np.float32(1.01), "second"),
+        ("third.multiplier", lambda s: s * np.float32(1.01), "third"),
         ("second.input_scale", lambda s: s * np.float32(1.01), "second"),
     ],
 )
@@ -132,7 +133,7 @@ def test_export_leaves_no_file_that_fails(good, tmp_path, monkeypatch):
     failed = export.Report(False, 3.0, 0.5, 0.9, 1, "second", "second is the first layer")
     monkeypatch.setattr("sparseq.export.to_onnx.verify", lambda *arguments: failed)
     monkeypatch.setattr(
-        "sparseq.export.to_onnx._build", lambda *arguments: onnx.ModelProto(ir_version=10)
+        "sparseq.export.to_onnx._checked", lambda *arguments: onnx.ModelProto(ir_version=10)
     )
     with pytest.raises(export.VerificationError, match="not written: second is the first layer"):
         export.onnx(model, x, tmp_path / "m.onnx")
