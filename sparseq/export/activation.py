@@ -132,9 +132,7 @@ class Activation:
         ends = [None if above or low <= least else low, None if high >= greatest else high]
         held = nodes.constant(f"{prefix}input_scale", torch.tensor(scale, dtype=torch.float32))
         byte = torch.uint8 if kind == UINT8 else torch.int8
-        offset = nodes.constant(
-            f"{prefix}input_zero_point", torch.tensor(zero + gain).to(byte)
-        )
+        offset = nodes.constant(f"{prefix}input_zero_point", torch.tensor(zero + gain).to(byte))
         if unsigned:  # on bytes, which costs a quarter
             limits = [None if e is None else torch.tensor(e + gain).to(byte) for e in ends]
             whole = f"{call}.input_whole" if any(e is not None for e in ends) else f"{call}.input"
@@ -153,7 +151,9 @@ class Activation:
     def _between(nodes: Nodes, x: Any, limits: list[Any], prefix: str, name: str) -> Any:
         """X cut to what lies between the limits, of which one or both may be None."""
         names = (f"{prefix}input_least", f"{prefix}input_greatest")
-        bounds = [None if e is None else nodes.constant(n, e) for n, e in zip(names, limits, strict=True)]
+        bounds = [
+            None if e is None else nodes.constant(n, e) for n, e in zip(names, limits, strict=True)
+        ]
         while bounds and bounds[-1] is None:
             del bounds[-1]
         return nodes.add("Clip", [x, *bounds], name) if bounds else x
@@ -197,9 +197,7 @@ class Activation:
         if by_rows:
             made.by_rows, made._column = True, column_scale
             symmetric = low < 0
-            made.zero = nodes.constant(
-                f"sparseq.zero{gain}", torch.tensor(gain, dtype=torch.uint8)
-            )
+            made.zero = nodes.constant(f"sparseq.zero{gain}", torch.tensor(gain, dtype=torch.uint8))
             made.row_zero = None if symmetric else column_zero
         return made
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,10 +21,10 @@ def check_accuracy(accuracy: object) -> None:
     """TypeError or ValueError unless accuracy is None, a finite number or names with numbers."""
     if accuracy is None:
         return
-    numbers = list(accuracy.values()) if isinstance(accuracy, Mapping) else [accuracy]
-    names = list(accuracy) if isinstance(accuracy, Mapping) else []
-    sound = all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers)
-    if not sound or not numbers or not all(isinstance(name, str) for name in names):
+    named = accuracy if isinstance(accuracy, Mapping) else {"accuracy": accuracy}
+    numbers = [n for n in named.values() if isinstance(n, (int, float)) and not isinstance(n, bool)]
+    sound = len(numbers) == len(named) > 0 and all(isinstance(name, str) for name in named)
+    if not sound:
         raise TypeError(
             f"export.onnx: accuracy must be a number or a mapping of names to numbers, got "
             f"{accuracy!r}"
@@ -61,7 +60,7 @@ def plan_of(model: nn.Module, prepared: nn.Module) -> Plan | None:
                 sparsity = NM(2, 4)
             rules[name] = Layer(module.weight_spec, module.input_spec, sparsity)
         elif isinstance(getattr(module, "sparseq_layer", None), Layer):
-            held: Layer = module.sparseq_layer  # type: ignore[assignment]
+            held: Layer = module.sparseq_layer
             quantizer = getattr(module, "input_quantizer", None)
             spec = quantizer.spec if isinstance(quantizer, FakeQuantize) else None
             rules[name] = Layer(held.weight, spec, masks.get(name))

@@ -18,7 +18,7 @@ class _Callers(TorchDispatchMode):
     """Notes in which module an op is called first."""
 
     def __init__(self, wanted: str, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.wanted = wanted
         self.names = {module: name for name, module in model.named_modules()}
         self.stack: list[str] = []

@@ -184,7 +184,9 @@ class Lowering:
         """`float32(sum of products) * (weight scale * input scale) + bias`, the sum exact."""
         nodes = self.nodes
         if isinstance(layer, SparseQuantConv2d):
-            zero = nodes.constant(f"{weight.prefix}weight_zero", weight.lifted_zero()[:1].reshape(()))
+            zero = nodes.constant(
+                f"{weight.prefix}weight_zero", weight.lifted_zero()[:1].reshape(())
+            )
             inputs = [q.integers, weight["uint8"], q.zero, zero]
             y = nodes.add("ConvInteger", inputs, f"{call}.product", **_conv_attributes(layer))
         else:
@@ -192,7 +194,9 @@ class Lowering:
             y = nodes.add("MatMulInteger", inputs, f"{call}.product")
             y = q.less_offset(y, weight, call)
         y = nodes.cast(y, "FLOAT", f"{call}.sum")
-        y = nodes.add("Mul", [y, q.multiplier(layer, weight, self._column(layer))], f"{call}.scaled")
+        y = nodes.add(
+            "Mul", [y, q.multiplier(layer, weight, self._column(layer))], f"{call}.scaled"
+        )
         if q.by_rows:
             y = nodes.add("Mul", [y, q.scale_column()], f"{call}.rows")
         if layer.bias is None:
@@ -219,10 +223,14 @@ class Lowering:
             w = weight["dequantised"]
         by_rows = layer.input_spec is not None and layer.input_scale is None
         if isinstance(layer, SparseQuantConv2d):
-            inputs = [x, w] + ([] if layer.bias is None else [self._bias(layer, weight.prefix, [-1])])
+            inputs = [x, w] + (
+                [] if layer.bias is None else [self._bias(layer, weight.prefix, [-1])]
+            )
             return nodes.add("Conv", inputs, f"{call}.product", **_conv_attributes(layer))
         if rank == 2 or by_rows:
-            inputs = [x, w] + ([] if layer.bias is None else [self._bias(layer, weight.prefix, [-1])])
+            inputs = [x, w] + (
+                [] if layer.bias is None else [self._bias(layer, weight.prefix, [-1])]
+            )
             return nodes.add("Gemm", inputs, f"{call}.product", transB=1)
         if weight.transposed is None:
             weight.transposed = nodes.add(

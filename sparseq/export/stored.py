@@ -67,7 +67,7 @@ class StoredWeight:
         return zero
 
     def sums(self) -> Tensor:
-        """Int32, a value an output channel: the sum of its integers relative to their zero point."""
+        """Int32, a value a channel: the sum of its integers relative to their zero point."""
         values, zero = self.layer.weight_values.int(), self.layer.weight_zero_point
         if zero is not None:
             values = values - zero.reshape(-1, *[1] * (values.dim() - 1))
@@ -126,9 +126,7 @@ class StoredWeight:
     def _lifted_dequantised(self) -> Any:
         """DequantizeLinear along axis 0, on uint8."""
         inputs = [self["uint8"], self._scales(), self["zero"]]
-        return self.nodes.add(
-            "DequantizeLinear", inputs, self._name("weight.dequantised"), axis=0
-        )
+        return self.nodes.add("DequantizeLinear", inputs, self._name("weight.dequantised"), axis=0)
 
     def _zero(self) -> Any:
         """The uint8 zero points, one a channel."""

@@ -35,6 +35,7 @@ class TorchScript:
         self.graph = graph
 
     def op(self, kind: str, *inputs: Any, **attributes: Any) -> Any:
+        """Add a node of one output."""
         values = [self._value(i) for i in inputs]
         while values and values[-1] is None:
             del values[-1]
@@ -49,15 +50,19 @@ class TorchScript:
         return given
 
     def ints(self, values: list[int]) -> Any:
+        """A constant of int64."""
         return self.graph.op("Constant", value_t=torch.tensor(values))
 
     def dtype(self, value: Any) -> int | None:
+        """Element type, as in TensorProto; None where unknown."""
         return _KINDS.get(value.type().scalarType() or "")
 
     def rank(self, value: Any) -> int:
+        """Number of dimensions."""
         return int(value.type().dim())
 
     def source(self, value: Any) -> tuple[str, Any] | None:
+        """Kind and first input of the node that makes value; None for inputs."""
         node = value.node()
         if not node.kind().startswith("onnx::"):
             return None

@@ -1,16 +1,16 @@
 """Torch's two exporters, each run on a model whose integer layers are opaque: one node a layer.
 
-A layer becomes `sparseq.export::Layer(x[, scale, zero_point], name=, rank=, dtype=)`. What torch does
-with the rest of the graph is its own affair; what a layer is in ONNX is decided in one place, for
-both exporters, afterwards (`sparseq.export.lower`). Scale and zero point are there where the input
-has no fixed grid: they are computed in the graph.
+A layer becomes `sparseq.export::Layer(x[, scale, zero_point], name=, rank=, dtype=)`. What torch
+does with the rest of the graph is its own affair; what a layer is in ONNX is decided in one place,
+for both exporters, afterwards (`sparseq.export.lower`). Scale and zero point are there where the
+input has no fixed grid: they are computed in the graph.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ _layers: dict[str, SparseQuantLayer] = {}  # of the model that is being traced
     schema="(Tensor x, Tensor? scale, Tensor? zero_point, str name) -> Tensor",
 )
 def _layer(x: Tensor, scale: Tensor | None, zero_point: Tensor | None, name: str) -> Tensor:
-    return _layers[name](x)  # type: ignore[no-any-return]
+    return _layers[name](x)
 
 
 @_layer.register_fake
@@ -73,7 +73,7 @@ class _Opaque(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale, zero_point = (None, None) if self.grid is None else self.grid(x.float())
-        return _layer(x, scale, zero_point, self.name)  # type: ignore[no-any-return]
+        return _layer(x, scale, zero_point, self.name)
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def _layer_in_torchscript(g: Any, x: Any, scale: Any, zero_point: Any, name: Any
     attributes = {"rank": seen.rank(x), "dtype": seen.dtype(x) or FLOAT}
     y = seen.op(f"{DOMAIN}::{OPAQUE}", x, *grid, **attributes, name=text)
     weight = _layers[text].weight_values
-    sizes = [None] * seen.rank(x)
+    sizes: list[int | None] = [None] * seen.rank(x)
     sizes[1 if weight.dim() == 4 else -1] = weight.shape[0]
     y.setType(x.type().with_sizes(sizes))
     return y
@@ -136,7 +136,8 @@ def by_torchscript(
         for text in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", text)
         # sparseq's own looks at shapes; those of the user's model are for the user to see
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"sparseq\.")
+        tracer = torch.jit.TracerWarning  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", category=tracer, module=r"sparseq\.")
         register_symbolics(target)
         torch.onnx.register_custom_op_symbolic(  # type: ignore[attr-defined]
             "sparseq_export::layer", _layer_in_torchscript, TORCHSCRIPT_OPSETS[0]
@@ -144,7 +145,7 @@ def by_torchscript(
         torch.onnx.export(
             opaque,
             (example,),
-            file,
+            file,  # type: ignore[arg-type]
             dynamo=False,
             opset_version=_nearest(opset, TORCHSCRIPT_OPSETS),
             input_names=["input"],

@@ -66,7 +66,14 @@ class Builder(Protocol):
         """Kind and first input of the node that makes value; None for inputs of the graph."""
 
 
-def non_negative(build: Builder, x: Any) -> bool:
+class Sources(Protocol):
+    """Where a value comes from: a Builder, or a graph that is finished."""
+
+    def source(self, value: Any) -> tuple[str, Any] | None:
+        """As a Builder's."""
+
+
+def non_negative(build: Sources, x: Any) -> bool:
     """Whether x is the result of something that has no negative values."""
     made = build.source(x)
     while made is not None and made[0] in _KEEP_SIGN:
@@ -93,7 +100,14 @@ class Meanings:
         self.build, self.unsigned = build, target == "onnxruntime"
 
     def quantize(
-        self, x: Any, scale: Any, zero: Any, low: int, high: int, axis: Any = None, group: Any = None
+        self,
+        x: Any,
+        scale: Any,
+        zero: Any,
+        low: int,
+        high: int,
+        axis: Any = None,
+        group: Any = None,
     ) -> Any:
         """`clamp(rne(x / scale) + zero, low, high)`."""
         if group is not None:
@@ -151,11 +165,15 @@ class Meanings:
                 x, rank = self.build.op("Reshape", x, self.build.ints([0, -1])), 2
             x = self.build.op("Reshape", x, self.build.ints([0] * (rank - 1) + [-1, group]))
             return self._reduced(x, [rank])
-        return self._reduced(x, [] if axis is None else [d for d in range(rank) if d != axis % rank])
+        return self._reduced(
+            x, [] if axis is None else [d for d in range(rank) if d != axis % rank]
+        )
 
     def _reduced(self, x: Any, axes: list[int]) -> tuple[Any, Any]:
         over = [self.build.ints(axes)] if axes else []
-        low, high = (self.build.op(f"Reduce{kind}", x, *over, keepdims=0) for kind in ("Min", "Max"))
+        low, high = (
+            self.build.op(f"Reduce{kind}", x, *over, keepdims=0) for kind in ("Min", "Max")
+        )
         return low, high
 
     def _float(self, x: Any) -> Any:

@@ -96,7 +96,9 @@ def test_a_model_that_fails(exporter, tmp_path):
         def forward(self, x, y):
             return x + y
 
-    with pytest.raises(ValueError, match="torch cannot export the model: .*argument: 'y'") as error:
+    with pytest.raises(
+        ValueError, match=r"torch cannot export the model: .*argument: 'y'"
+    ) as error:
         export.onnx(Pair(), torch.randn(2, 3), tmp_path / "m.onnx", exporter=exporter)
     text_of(error)
     with pytest.raises(ValueError, match="torch cannot export the model: ") as error:
@@ -143,9 +145,7 @@ def test_no_write_permission(exporter, tmp_path, monkeypatch):
     monkeypatch.setattr("sparseq.files.tempfile.mkstemp", forbidden)
     monkeypatch.setattr("sparseq.export.to_onnx.trace", None)
     with pytest.raises(PermissionError, match="Permission denied"):
-        export.onnx(
-            nn.Linear(4, 4), torch.randn(2, 4), tmp_path / "m.onnx", exporter=exporter
-        )
+        export.onnx(nn.Linear(4, 4), torch.randn(2, 4), tmp_path / "m.onnx", exporter=exporter)
     assert not list(tmp_path.iterdir())
 
 
@@ -161,9 +161,7 @@ def test_a_full_disk(exporter, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left on device") as error:
-        export.onnx(
-            nn.Linear(4, 4), torch.randn(2, 4), tmp_path / "m.onnx", exporter=exporter
-        )
+        export.onnx(nn.Linear(4, 4), torch.randn(2, 4), tmp_path / "m.onnx", exporter=exporter)
     text_of(error)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
     assert (tmp_path / "m.onnx").read_bytes() == b"older"
@@ -191,9 +189,7 @@ def test_a_torch_without_torchscript(tmp_path, monkeypatch):
     monkeypatch.setattr("sparseq.export.symbolics.available", lambda: False)
     monkeypatch.setattr("sparseq.export.trace.available", lambda: False)
     with pytest.raises(ValueError, match="'torchscript' is gone from this torch; take 'dynamo'"):
-        export.onnx(
-            nn.Linear(4, 4), torch.randn(2, 4), tmp_path / "m.onnx", exporter="torchscript"
-        )
+        export.onnx(nn.Linear(4, 4), torch.randn(2, 4), tmp_path / "m.onnx", exporter="torchscript")
     with pytest.raises(RuntimeError, match="no TorchScript exporter"):
         export.register_symbolics()
     assert not list(tmp_path.iterdir())
@@ -211,7 +207,9 @@ def test_corrupt_files(exported, tmp_path):
     for name, data in damaged.items():
         (tmp_path / name).write_bytes(data)
         for look in (lambda path: export.verify(case.model, path, [case.x]), export.kernels):
-            with pytest.raises(ValueError, match="is not a sound ONNX file|must have one") as error:
+            with pytest.raises(
+                ValueError, match=r"is not a sound ONNX file|must have one"
+            ) as error:
                 look(tmp_path / name)
             text_of(error)
     proto = onnx.load(case.path)

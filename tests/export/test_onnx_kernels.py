@@ -114,7 +114,7 @@ def test_kernels_wants_a_file_of_export(exported, tmp_path):
     proto = onnx.load(exported("plain").path)
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "foreign.onnx")
-    with pytest.raises(ValueError, match="kernels: path must name a file of export.onnx"):
+    with pytest.raises(ValueError, match=r"kernels: path must name a file of export\.onnx"):
         export.kernels(tmp_path / "foreign.onnx")
 
 

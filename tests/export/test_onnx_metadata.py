@@ -70,9 +70,9 @@ def test_layers_that_stay_float_are_in_the_plan(exported):
 def test_a_plan_prepares_the_same_model_again(exported):
     plan = Plan.from_json(properties(exported("mixed rows").path)["sparseq_plan"])
     model = sparseq.prepare(Perceptron(), plan)
-    assert {n: m.sparseq_layer for n, m in model.named_modules() if hasattr(m, "sparseq_layer")} == (
-        plan.rules
-    )
+    assert {
+        n: m.sparseq_layer for n, m in model.named_modules() if hasattr(m, "sparseq_layer")
+    } == (plan.rules)
 
 
 def test_a_float_model_has_no_plan(tmp_path):
@@ -106,7 +106,7 @@ def test_accuracy_is_noted(accuracy, tmp_path):
     ids=str,
 )
 def test_what_is_not_an_accuracy(accuracy, kind, tmp_path):
-    with pytest.raises(kind, match="export.onnx: accuracy must be"):
+    with pytest.raises(kind, match=r"export\.onnx: accuracy must be"):
         export.onnx(nn.Linear(4, 4), torch.randn(2, 4), tmp_path / "m.onnx", accuracy=accuracy)
     assert not list(tmp_path.iterdir())
 
