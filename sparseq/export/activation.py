@@ -1,4 +1,4 @@
-"""A layer's quantised input in the graph, and what lies between two quantised tensors."""
+"""A layer's quantised input in the graph."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ import torch
 
 from sparseq.export.nodes import Nodes
 from sparseq.export.stored import StoredWeight
-from sparseq.export.trace import DOMAIN
 from sparseq.export.translate import UINT8, non_negative, storage
 from sparseq.nn import SparseQuantLayer
 
 Grid = tuple[float, int, int, int]  # scale, zero point, least and greatest integer
 Range = tuple[float, float]
-Joined = tuple[list[Any], Range]  # the opaque layers that read a result, and what it is cut to
 UNCUT: Range = (-math.inf, math.inf)
-
-# what ONNX Runtime moves Q/DQ through, so that a product and the quantiser behind it still meet
-_TRANSPARENT = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 
 
 def grid_of(layer: SparseQuantLayer) -> Grid:
@@ -29,67 +24,11 @@ def grid_of(layer: SparseQuantLayer) -> Grid:
     return float(layer.input_scale), zero, *layer.input_limits
 
 
-def _bounds(node: Any) -> Range | None:
-    """The range that a node cuts its input to, if that is all it does."""
-    if node.op_type == "Relu":
-        return 0.0, math.inf
-    if node.op_type != "Clip":
-        return None
-    found = [-math.inf, math.inf]
-    for place, value in enumerate(node.inputs[1:]):
-        if value is not None:
-            if value.const_value is None:
-                return None
-            found[place] = float(value.const_value.numpy())
-    return found[0], found[1]
-
-
-def _quantised(number: float, grid: Grid) -> int:
+def quantised(number: float, grid: Grid) -> int:
     """`clamp(rne(number / scale) + zero, low, high)`, in float32 as QuantizeLinear computes it."""
     scale, zero, low, high = grid
     step = (torch.tensor(number) / torch.tensor(scale)).round() + zero
     return int(step.clamp(low, high))
-
-
-def join(nodes: Nodes, output: Any, layers: dict[str, SparseQuantLayer]) -> Joined | None:
-    """Whether a product's result goes into one quantiser and nowhere else.
-
-    If so, cuts on the way (ReLU, ReLU6) are taken out of the graph: rounding to a grid and cutting
-    commute, so the quantiser's reader cuts the integers instead, where it does not do so anyway.
-    """
-    value, cuts, (low, high) = output, [], (-math.inf, math.inf)
-    while True:
-        uses = list(value.uses())
-        if value.is_graph_output() or not uses:
-            return None
-        grids = {_grid_read(node, layers) for node, _ in uses}
-        if None not in grids:
-            break
-        node, index = uses[0]
-        if len(uses) > 1 or index > 0 or len(node.outputs) > 1:
-            return None
-        cut = _bounds(node)
-        if cut is not None:
-            low, high = (min(max(end, cut[0]), cut[1]) for end in (low, high))
-            cuts.append(node)
-        elif node.op_type not in _TRANSPARENT:
-            return None
-        value = node.outputs[0]
-    if len(grids) > 1:
-        return None
-    readers = [node for node, _ in uses]
-    for node in cuts:
-        nodes.replace(node.outputs[0], node.inputs[0])
-        nodes.graph.remove(node, safe=True)
-    return readers, (low, high)
-
-
-def _grid_read(node: Any, layers: dict[str, SparseQuantLayer]) -> Grid | None:
-    """The fixed grid that a layer quantises its input on, if node is one."""
-    if node.domain != DOMAIN:
-        return None
-    layer = layers[node.attributes["name"].value]
-    return None if layer.input_scale is None else grid_of(layer)
 
 
 class Activation:
@@ -99,15 +38,18 @@ class Activation:
         integers: the value; uint8 for ONNX Runtime (int8 ones are lifted by 128), else as the grid.
         scale: float32, one or one a row.
         zero: of the integers' type, one.
-        by_rows: whether each row has a scale (and row_zero) of its own; the integers are a matrix.
+        by_rows: whether each row has a grid of its own; the integers are a matrix.
+        row_scale: then float32 `[rows, 1]`.
+        row_zero: then int32 `[rows, 1]`, or None if it is the same for all.
     """
 
     def __init__(self, nodes: Nodes, integers: Any, scale: Any, zero: Any, call: str) -> None:
         self.nodes, self.call = nodes, call
         self.integers, self.scale, self.zero = integers, scale, zero
         self.by_rows = False
-        self.row_zero: Any = None  # int32, where it is not the same for all rows
+        self.row_zero: Any = None
         self.all_zeros = zero  # as DequantizeLinear wants it: one a row
+        self.row_scale: Any = None
         self._dequantised: Any = None
         self._computed: Any = None
         self._static = False
@@ -127,7 +69,7 @@ class Activation:
         grid = scale, zero, low, high = grid_of(layer)
         prefix = f"{name}." if name else ""
         kind, least, greatest, gain = storage(low, unsigned)
-        low, high = _quantised(cut[0], grid), _quantised(cut[1], grid)
+        low, high = quantised(cut[0], grid), quantised(cut[1], grid)
         above = non_negative(nodes, x) and low <= zero  # then nothing rounds to below zero
         ends = [None if above or low <= least else low, None if high >= greatest else high]
         held = nodes.constant(f"{prefix}input_scale", torch.tensor(scale, dtype=torch.float32))
@@ -137,29 +79,29 @@ class Activation:
             limits = [None if e is None else torch.tensor(e + gain).to(byte) for e in ends]
             whole = f"{call}.input_whole" if any(e is not None for e in ends) else f"{call}.input"
             q = nodes.add("QuantizeLinear", [x, held, offset], whole)
-            q = cls._between(nodes, q, limits, prefix, f"{call}.input")
+            q = cls._between(nodes, q, limits, call, "input")
         else:
             steps = torch.tensor(scale, dtype=torch.float32)
             limits = [None if e is None else (e - zero) * steps for e in ends]
-            x = cls._between(nodes, x, limits, prefix, f"{call}.clipped")
+            x = cls._between(nodes, x, limits, call, "clipped")
             q = nodes.add("QuantizeLinear", [x, held, offset], f"{call}.input")
         made = cls(nodes, q, held, offset, call)
         made._static = True
         return made
 
     @staticmethod
-    def _between(nodes: Nodes, x: Any, limits: list[Any], prefix: str, name: str) -> Any:
+    def _between(nodes: Nodes, x: Any, limits: list[Any], call: str, name: str) -> Any:
         """X cut to what lies between the limits, of which one or both may be None."""
-        names = (f"{prefix}input_least", f"{prefix}input_greatest")
+        names = (f"{call}.input_least", f"{call}.input_greatest")
         bounds = [
             None if e is None else nodes.constant(n, e) for n, e in zip(names, limits, strict=True)
         ]
         while bounds and bounds[-1] is None:
             del bounds[-1]
-        return nodes.add("Clip", [x, *bounds], name) if bounds else x
+        return nodes.add("Clip", [x, *bounds], f"{call}.{name}") if bounds else x
 
     @classmethod
-    def dynamic(
+    def of_batch(
         cls,
         nodes: Nodes,
         x: Any,
@@ -168,40 +110,61 @@ class Activation:
         call: str,
         unsigned: bool,
     ) -> Activation:
-        """On a grid that the graph computes: of each batch, or of each row."""
-        assert layer.input_limits is not None and layer.input_spec is not None
-        (scale, zero), (low, high) = grid, layer.input_limits
-        kind, least, greatest, gain = storage(low, unsigned)
-        by_rows = layer.weight_values.dim() == 2
-        if by_rows:
-            x = nodes.add("Reshape", [x, nodes.ints([-1, layer.weight_values.shape[1]])],
-                          f"{call}.matrix")  # fmt: skip
-            column = nodes.ints([-1, 1])
-            scale = nodes.add("Reshape", [scale, column], f"{call}.input_scales")
-            zero = nodes.add("Reshape", [zero, column], f"{call}.input_zeros")
-        if low > least or high < greatest:
-            x = cls._cut(nodes, x, scale, zero, (low, high), call)
-        if by_rows:
-            flat = nodes.ints([-1])
-            column_scale, column_zero = scale, zero
-            scale = nodes.add("Reshape", [scale, flat], f"{call}.input_scale")
-            zero = nodes.add("Reshape", [zero, flat], f"{call}.input_zero")
-        lifted = zero
-        if gain:
-            by = nodes.constant("sparseq.lift", torch.tensor(gain, dtype=torch.int32))
-            lifted = nodes.add("Add", [zero, by], f"{call}.input_lifted")
-        stored = nodes.add("Cast", [lifted], f"{call}.input_zero_point", to=kind)
-        along = {"axis": 0} if by_rows else {}
-        q = nodes.add("QuantizeLinear", [x, scale, stored], f"{call}.input", **along)
-        made = cls(nodes, q, scale, stored, call)
-        if by_rows:
-            made.by_rows, made._column = True, column_scale
-            symmetric = low < 0
-            made.zero = nodes.constant(f"sparseq.zero{gain}", torch.tensor(gain, dtype=torch.uint8))
-            made.row_zero = None if symmetric else column_zero
+        """On one grid that the graph computes: scale, and zero point in int32."""
+        scale, zero = grid
+        x, stored, _ = cls._prepared(nodes, x, layer, scale, zero, call, unsigned)
+        q = nodes.add("QuantizeLinear", [x, scale, stored], f"{call}.input")
+        return cls(nodes, q, scale, stored, call)
+
+    @classmethod
+    def of_rows(
+        cls,
+        nodes: Nodes,
+        x: Any,
+        layer: SparseQuantLayer,
+        grid: list[Any],
+        call: str,
+        unsigned: bool,
+    ) -> Activation:
+        """On a grid a row: x becomes a matrix."""
+        width = layer.weight_values.shape[1]
+        x = nodes.add("Reshape", [x, nodes.ints([-1, width])], f"{call}.matrix")
+        column, flat = nodes.ints([-1, 1]), nodes.ints([-1])
+        scale = nodes.add("Reshape", [grid[0], column], f"{call}.input_scales")
+        zero = nodes.add("Reshape", [grid[1], column], f"{call}.input_zeros")
+        x, stored, gain = cls._prepared(nodes, x, layer, scale, zero, call, unsigned)
+        scales = nodes.add("Reshape", [scale, flat], f"{call}.input_scale")
+        stored = nodes.add("Reshape", [stored, flat], f"{call}.input_zero")
+        q = nodes.add("QuantizeLinear", [x, scales, stored], f"{call}.input", axis=0)
+        made = cls(nodes, q, scales, stored, call)
+        made.by_rows, made.row_scale = True, scale
+        lift = torch.tensor(gain, dtype=torch.uint8)
+        made.zero = nodes.constant(f"sparseq.zero{gain}", lift)
+        assert layer.input_limits is not None
+        made.row_zero = None if layer.input_limits[0] < 0 else zero
         return made
 
-    _column: Any = None
+    @classmethod
+    def _prepared(
+        cls,
+        nodes: Nodes,
+        x: Any,
+        layer: SparseQuantLayer,
+        scale: Any,
+        zero: Any,
+        call: str,
+        unsigned: bool,
+    ) -> tuple[Any, Any, int]:
+        """X cut to a computed grid, its zero point as stored, and what that gained."""
+        assert layer.input_limits is not None
+        low, high = layer.input_limits
+        kind, least, greatest, gain = storage(low, unsigned)
+        if low > least or high < greatest:
+            x = cls._cut(nodes, x, scale, zero, (low, high), call)
+        if gain:
+            lift = nodes.constant("sparseq.lift", torch.tensor(gain, dtype=torch.int32))
+            zero = nodes.add("Add", [zero, lift], f"{call}.input_lifted")
+        return x, nodes.add("Cast", [zero], f"{call}.input_zero_point", to=kind), gain
 
     @staticmethod
     def _cut(
@@ -240,10 +203,6 @@ class Activation:
             y = nodes.add("Sub", [y, zero], f"{call}.centred")
             self._computed = nodes.add("Mul", [y, self.scale], f"{call}.rounded")
         return self._computed
-
-    def scale_column(self) -> Any:
-        """The scale of each row, `[rows, 1]`."""
-        return self._column
 
     def multiplier(self, layer: SparseQuantLayer, weight: StoredWeight, shape: list[int]) -> Any:
         """Weight scale times input scale, a value a channel; rows' scales come after."""

@@ -25,9 +25,11 @@ from typing import Any
 
 import torch
 
-from sparseq.export.activation import UNCUT, Activation, Grid, Range, grid_of, join
+from sparseq.export.activation import UNCUT, Activation, Grid, Range, grid_of
+from sparseq.export.join import join
 from sparseq.export.nodes import HALVES, Nodes
 from sparseq.export.stored import StoredWeight
+from sparseq.export.view import quantised_by_rows
 from sparseq.nn import SparseQuantConv2d, SparseQuantLayer
 
 INTEGER_FORMS = ("QLinearConv", "QGemm", "ConvInteger", "MatMulInteger")
@@ -107,7 +109,7 @@ class Lowering:
         if kind in HALVES:
             x = nodes.cast(x, "FLOAT", f"{call}.float")
         q = self._activation(x, node, name, call)
-        form, reason = self._form(layer, old, rank)
+        form, reason = self._form(layer, old, rank, joins=kind not in HALVES)
         weight = self.weights[name]
         rows = q is not None and q.by_rows
         if form in ("ConvInteger", "MatMulInteger"):
@@ -133,7 +135,9 @@ class Lowering:
         if layer.input_spec is None:
             return None
         if layer.input_scale is None:
-            return Activation.dynamic(self.nodes, x, layer, node.inputs[1:], call, self.integers)
+            rows = quantised_by_rows(layer)
+            make = Activation.of_rows if rows else Activation.of_batch
+            return make(self.nodes, x, layer, node.inputs[1:], call, self.integers)
         key = (id(x), grid_of(layer))
         if key not in self.activations:
             self.activations[key] = Activation.static(
@@ -141,7 +145,9 @@ class Lowering:
             )
         return self.activations[key]
 
-    def _form(self, layer: SparseQuantLayer, output: Any, rank: int) -> tuple[str, str]:
+    def _form(
+        self, layer: SparseQuantLayer, output: Any, rank: int, joins: bool
+    ) -> tuple[str, str]:
         """The form of one call, and why it is float if it is."""
         if layer.input_spec is None:
             return "float", "its input is not quantised"
@@ -152,7 +158,8 @@ class Lowering:
         weight, convolution = layer.weight_values, isinstance(layer, SparseQuantConv2d)
         if convolution and not self._one_zero(layer):
             return "float", "ONNX Runtime's convolutions take one zero point for all channels"
-        if layer.input_scale is not None and (convolution or rank == 2) and bias_fits(layer):
+        joins = joins and layer.input_scale is not None and (convolution or rank == 2)
+        if joins and bias_fits(layer):
             joined = join(self.nodes, output, self.layers)
             if joined is not None:
                 self.cuts |= dict.fromkeys(*joined)
@@ -198,7 +205,7 @@ class Lowering:
             "Mul", [y, q.multiplier(layer, weight, self._column(layer))], f"{call}.scaled"
         )
         if q.by_rows:
-            y = nodes.add("Mul", [y, q.scale_column()], f"{call}.rows")
+            y = nodes.add("Mul", [y, q.row_scale], f"{call}.rows")
         if layer.bias is None:
             return y
         bias = self._bias(layer, weight.prefix, self._column(layer))
@@ -221,13 +228,12 @@ class Lowering:
             w = weight["lifted_dequantised"]
         else:
             w = weight["dequantised"]
-        by_rows = layer.input_spec is not None and layer.input_scale is None
         if isinstance(layer, SparseQuantConv2d):
             inputs = [x, w] + (
                 [] if layer.bias is None else [self._bias(layer, weight.prefix, [-1])]
             )
             return nodes.add("Conv", inputs, f"{call}.product", **_conv_attributes(layer))
-        if rank == 2 or by_rows:
+        if rank == 2 or quantised_by_rows(layer):
             inputs = [x, w] + (
                 [] if layer.bias is None else [self._bias(layer, weight.prefix, [-1])]
             )

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_cases import CASES, EXPORTERS, made, properties, run
+from export_cases import CASES, EXPORTERS, SYMMETRIC, made, properties, run
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
@@ -108,6 +108,26 @@ def test_calls_of_one_layer(exporter, exported):
 
 
 @both
+def test_calls_of_one_layer_after_other_cuts(exporter, tmp_path):
+    """What is cut before one call must not be before the other."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.again = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.again(self.again(torch.relu(self.first(x))).clamp(-0.1, 0.2))
+
+    model, x = made(Twice, (32, 16), SYMMETRIC)
+    report = export.onnx(model, x, tmp_path / "m.onnx", exporter=exporter)
+    assert report.passed, report
+    assert [k.kernel for k in export.kernels(tmp_path / "m.onnx")] == ["QGemm"] * 2 + [
+        "MatMulInteger"
+    ]
+
+
+@both
 def test_integers_give_the_models_floats_bit_for_bit(exporter, exported):
     """Exact int32 sums, then the model's own formula: no tolerance."""
     case = exported("transformer", exporter)
@@ -127,8 +147,8 @@ def test_integers_give_the_models_floats_bit_for_bit(exporter, exported):
 
 
 @both
-def test_a_layer_alone_and_halves(exporter, tmp_path):
-    """The model is itself a layer; its input is bfloat16."""
+def test_a_layer_alone(exporter, tmp_path):
+    """The model is itself a layer."""
     torch.manual_seed(0)
     model, x = SparseQuantLinear.from_float(nn.Linear(16, 8), input=Quant()), torch.randn(3, 16)
     assert export.onnx(model, x, tmp_path / "m.onnx", exporter=exporter).passed
@@ -136,16 +156,26 @@ def test_a_layer_alone_and_halves(exporter, tmp_path):
     (kernel,) = export.kernels(tmp_path / "m.onnx")
     assert (kernel.layer, kernel.kernel, kernel.integer) == ("", "MatMulInteger", True)
 
+
+@both
+def test_halves(exporter, tmp_path):
+    """Layers compute in float32 and round what they give; no kernel may join two of them."""
+
     class Half(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = model
+            grid = {"scale": torch.tensor(0.02), "zero_point": torch.tensor(0, dtype=torch.int32)}
+            self.first = SparseQuantConv2d.from_float(nn.Conv2d(4, 8, 3), input=Quant(), **grid)
+            self.second = SparseQuantConv2d.from_float(nn.Conv2d(8, 4, 1), input=Quant(), **grid)
 
         def forward(self, x):
-            return self.layer(x.half()).float()
+            return self.second(torch.relu(self.first(x.half()))).float().flatten(1)
 
-    report = export.onnx(Half(), x, tmp_path / "h.onnx", exporter=exporter)
+    torch.manual_seed(0)
+    model, x = Half().eval(), torch.randn(3, 4, 8, 8)
+    report = export.onnx(model, x, tmp_path / "h.onnx", exporter=exporter)
     assert report.passed, report
+    assert {k.kernel for k in export.kernels(tmp_path / "h.onnx")} == {"ConvInteger"}
 
 
 @both
@@ -169,14 +199,15 @@ def test_each_batchs_own_range(exporter, tmp_path):
         export.onnx(model, x, tmp_path / "n.onnx", target="tensorrt")
 
 
-@both
-@pytest.mark.parametrize("batch", [(6,), (3, 7)])
+GRIDS = [Quant(), Quant(symmetric=False), Quant(bits=5, symmetric=False), Quant(signed=False)]
+
+
 @pytest.mark.parametrize(
-    "grid",
-    [Quant(), Quant(symmetric=False), Quant(bits=5, symmetric=False), Quant(signed=False)],
-    ids=lambda spec: f"{spec.bits} {spec.signed} {spec.symmetric}",
+    ("exporter", "batch", "grid"),
+    [("torchscript", batch, grid) for batch in [(6,), (3, 7)] for grid in GRIDS]
+    + [("dynamo", (3, 7), GRIDS[2])],  # slower; the grid is computed alike
 )
-def test_each_rows_own_range(batch, grid, exporter, tmp_path):
+def test_each_rows_own_range(exporter, batch, grid, tmp_path):
     """Per token, between layers that are and that are not; the numbers are those of the op."""
     torch.manual_seed(0)
     fixed = {"scale": torch.tensor(0.02), "zero_point": torch.tensor(-100, dtype=torch.int32)}

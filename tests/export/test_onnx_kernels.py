@@ -227,8 +227,9 @@ class Forked(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.left = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 1)
-        self.right = nn.Conv2d(8, 8, 1)
+        self.first = nn.Conv2d(4, 8, 3)
+        self.left = nn.Conv2d(8, 8, (3, 1), (2, 1), padding=(1, 2), dilation=(2, 1), groups=2)
+        self.right = nn.Conv2d(8, 8, (3, 1), (2, 1), padding=(1, 2), dilation=(2, 1))
 
     def forward(self, x):
         x = self.first(x)

@@ -29,9 +29,8 @@ def models():
 def test_every_opset_gives_the_models_numbers(opset, exporter, models, tmp_path):
     found = set()
     for index, (model, x) in enumerate(models):
-        # dynamo takes seconds: it writes 18 to 25 itself, of those every other one
-        if exporter == "dynamo" and opset in (19, 21, 22, 24) and index:
-            continue
+        if exporter == "dynamo" and index and opset not in (17, 20, 23, 27):
+            continue  # it takes seconds; the transformer's operators changed in these
         path = tmp_path / f"{index}.onnx"
         report = export.onnx(model, x, path, opset=opset, exporter=exporter)
         assert report.passed, report
@@ -45,7 +44,7 @@ def test_every_opset_gives_the_models_numbers(opset, exporter, models, tmp_path)
     assert "ReduceMean" in found
     for kind, since in SINCE.items():
         assert kind not in found or opset >= since
-    if exporter == "dynamo" and opset in (23, 25, 26, 27):
+    if exporter == "dynamo" and opset in (23, 27):
         assert set(SINCE) <= found
 
 
