@@ -16,7 +16,6 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseq.export.capture import Capture
+from sparseq.export.kernels import metadata_of
 from sparseq.export.require import require
 from sparseq.export.scratch import expose, forced_name, load_model, session
 from sparseq.export.view import as_converted
@@ -97,8 +97,7 @@ class _Comparison:
 
     def __init__(self, model: nn.Module, path: str | os.PathLike[str]) -> None:
         proto = load_model(path)
-        properties = {p.key: p.value for p in proto.metadata_props}
-        described = json.loads(properties.get("sparseq_layers", "{}"))
+        described = json.loads(metadata_of(proto).get("sparseq_layers", "{}"))
         self.values: dict[str, dict[str, str]] = {n: d["values"] for n, d in described.items()}
         self.readers: dict[str, str] = {}  # integer tensor -> its first reader
         for name, values in self.values.items():
@@ -222,8 +221,6 @@ def verify(model: nn.Module, path: str | os.PathLike[str], batches: Iterable[Any
         ImportError: onnx or onnxruntime is missing.
     """
     require("onnxruntime")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"verify: path must name a file, got {str(path)!r}")
     comparison = _Comparison(as_converted(model), path)
     count = 0
     with torch.no_grad(), comparison.capture:

@@ -10,22 +10,26 @@ from typing import Any
 from sparseq.export.require import require
 
 
-def load_model(path: str | os.PathLike[str]) -> Any:
+def load_model(path: str | os.PathLike[str], caller: str = "verify") -> Any:
     """The ModelProto in a file.
 
     Raises:
+        FileNotFoundError: no such file.
         ValueError: it is not an ONNX model with the tensors "input" and "output".
     """
     onnx = require("onnx")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{caller}: path must name a file, got {str(path)!r}")
     try:
         proto = onnx.load_model_from_string(Path(path).read_bytes())
         onnx.checker.check_model(proto)
     except Exception as error:  # protobuf's and onnx's errors share no base class
-        raise ValueError(f"verify: {str(path)!r} is not a sound ONNX file: {error}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{caller}: {str(path)!r} is not a sound ONNX file: {reason}") from error
     names = {i.name for i in proto.graph.input}, {o.name for o in proto.graph.output}
     if names != ({"input"}, {"output"}):
         raise ValueError(
-            f"verify: the file must have one tensor 'input' and one 'output', got {names}"
+            f"{caller}: the file must have one tensor 'input' and one 'output', got {names}"
         )
     return proto
 
@@ -61,8 +65,20 @@ def expose(proto: Any, forced: Collection[str], shown: Collection[str]) -> Any:
     return copy
 
 
-def session(proto: Any, optimise: bool = True) -> Any:
+def session(
+    proto: Any,
+    caller: str = "verify",
+    *,
+    optimise: bool = True,
+    optimised_path: Path | None = None,
+) -> Any:
     """An ONNX Runtime session on the CPU.
+
+    Args:
+        proto: the model.
+        caller: what error messages begin with.
+        optimise: let ONNX Runtime optimise the graph.
+        optimised_path: where it shall write the graph that it made.
 
     Raises:
         ValueError: ONNX Runtime does not take the model.
@@ -72,9 +88,11 @@ def session(proto: Any, optimise: bool = True) -> Any:
     options.log_severity_level = 3  # errors only: warnings go to the user's terminal
     if not optimise:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimised_path is not None:
+        options.optimized_model_filepath = str(optimised_path)
     try:
         return runtime.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ValueError(f"verify: ONNX Runtime does not take the file: {error}") from error
+        raise ValueError(f"{caller}: ONNX Runtime does not take the file: {error}") from error

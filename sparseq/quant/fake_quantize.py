@@ -62,16 +62,21 @@ class FakeQuantize(nn.Module):
         Raises:
             RuntimeError: the grid was never set: neither calibrated nor trained.
         """
-        if self._looks():
+        looks, exporting = self._looks(), torch.onnx.is_in_onnx_export()
+        if looks and not exporting:
             self._look(x)
         if not self.enabled:
             return x
-        if not self.calibrated:
+        if not self.calibrated and not (exporting and self.follow):
             raise RuntimeError(
                 "this layer's input has no range yet: run calibrate(model, batches) or train first"
             )
-        scale, zero_point = self.grid()
         spec = self.spec
+        if looks and exporting and self.follow:  # a graph of ONNX has no place to note it in
+            scale, seen = range_to_grid(*ops.minmax(x, spec.axis, spec.group_size), spec)
+            zero_point = None if spec.symmetric else seen
+        else:
+            scale, zero_point = self.grid()
         return ops.fake_quantize(
             x,
             scale,
@@ -129,8 +134,10 @@ class FakeQuantize(nn.Module):
         per_scale = x.numel() / max(self.scale.numel(), 1)
         return 1.0 / math.sqrt(max(per_scale, 1.0) * self.spec.quant_max)
 
-    def get_extra_state(self) -> dict[str, bool]:
+    def get_extra_state(self) -> Any:
         """What else belongs to the state: whether the grid was set and frozen."""
+        if torch.onnx.is_in_onnx_export():  # torch's TorchScript exporter wants tensors only
+            return torch.tensor([self.calibrated, self.frozen])
         return {"calibrated": self.calibrated, "frozen": self.frozen}
 
     def set_extra_state(self, state: Any) -> None:

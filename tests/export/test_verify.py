@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -31,14 +33,14 @@ class Net(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    """A converted model, data, and its sound file."""
+@pytest.fixture(scope="module", params=["dynamo", "torchscript"])
+def good(request, tmp_path_factory):
+    """A converted model, data, and its sound file, by each exporter."""
     torch.manual_seed(0)
     model, x = Net().eval(), torch.randn(16, 4, 8, 8)
     sparseq.calibrate(sparseq.prepare(model, PLAN), [x])
     path = tmp_path_factory.mktemp("verify") / "m.onnx"
-    export.onnx(model, x[:2], path)
+    export.onnx(model, x[:2], path, exporter=request.param)
     return sparseq.convert(model), x, path
 
 
@@ -93,7 +95,8 @@ def test_one_changed_weight_is_caught_in_its_layer(layer, good, tmp_path):
     ("name", "change", "layer"),
     [
         ("second.bias", lambda b: b + np.float32(0.01), "second"),
-        ("third.weight_values.scale", lambda s: s * np.float32(1.01), "third"),
+        ("second.weight_scale", lambda s: s * np.float32(1.01), "second"),
+        ("third.multiplier", lambda s: s * np.float32(1.01), "third"),
         ("second.input_scale", lambda s: s * np.float32(1.01), "second"),
     ],
 )
@@ -132,7 +135,7 @@ def test_export_leaves_no_file_that_fails(good, tmp_path, monkeypatch):
     failed = export.Report(False, 3.0, 0.5, 0.9, 1, "second", "second is the first layer")
     monkeypatch.setattr("sparseq.export.to_onnx.verify", lambda *arguments: failed)
     monkeypatch.setattr(
-        "sparseq.export.to_onnx._build", lambda *arguments: onnx.ModelProto(ir_version=10)
+        "sparseq.export.to_onnx._checked", lambda *arguments: onnx.ModelProto(ir_version=10)
     )
     with pytest.raises(export.VerificationError, match="not written: second is the first layer"):
         export.onnx(model, x, tmp_path / "m.onnx")
@@ -183,3 +186,47 @@ def test_a_file_of_other_tools_is_compared_by_its_output(tmp_path):
         report = export.verify(model, tmp_path / "f.onnx", [x])
         assert report.passed is passed
         assert report.layer is None
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """A small residual network trained on real digits, prepared on two plans, and the test set."""
+    pytest.importorskip("sklearn")
+    from sparseq.run import data, models
+
+    torch.manual_seed(0)
+    dataset = data.load("digits")
+    model = models.ResNet(dataset.channels, 10, width=8, depth=1, stages=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(12):
+        for x, y in dataset.train_batches(64, generator):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model.eval(), list(dataset.test_batches(256))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("sparsity", [None, sparseq.NM(2, 4)], ids=["dense", "2:4"])
+def test_every_answer_on_a_real_test_set(target, exporter, sparsity, digits, tmp_path):
+    float_model, batches = digits
+    model = copy.deepcopy(float_model)
+    plan = Plan({"*": Layer(Quant(axis=0), Quant(symmetric=target == "tensorrt"), sparsity)})
+    sparseq.calibrate(sparseq.prepare(model, plan), batches[:1])
+    given = {"target": target, "exporter": exporter, "verify": batches}
+    report = export.onnx(model, batches[0][0][:1], tmp_path / "m.onnx", **given)
+    assert report.passed, report
+    assert report.batches == len(batches)
+    assert report.max_difference <= 1
+    assert report.argmax_agreement == 1.0
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    fast, equal, right, count = sparseq.convert(model), 0, 0, 0
+    for x, y in batches:
+        got = session.run(None, {"input": x.numpy()})[0].argmax(1)
+        with torch.no_grad():
+            equal += int((got == fast(x).argmax(1).numpy()).sum())
+        right, count = right + int((got == y.numpy()).sum()), count + len(y)
+    assert equal == count
+    assert right / count > 0.9 or sparsity is not None
