@@ -335,7 +335,7 @@ RAW = {
         int8, int8, ones, None, zeros(0, 0, -129, 0), None
     ),
     "linear weight scalar": lambda: raw.int8_linear(int8, int8[0, 0], ones, None, None, None),
-    "linear halves": lambda: raw.int8_linear(x.half(), int8, ones, None, None, None),
+    "linear doubles": lambda: raw.int8_linear(x.double(), int8, ones, None, None, None),
     "linear x_scale": lambda: linear(x, x_scale=ones),
     "linear x_scale dtype": lambda: linear(x, x_scale=zeros(1)),
     "linear x range": lambda: linear(x, x_min=0, x_max=2**33 + 255),
