@@ -96,15 +96,18 @@ def rows() -> dict[str, list[Row]]:
             moved=size // 8 + size // 32,
         )
 
-    def sparse_row(count: int) -> Row:
-        x = torch.randn(count, SIZE)
-        part = (x[:, :384], i.kept[:9, :192], i.positions[:9, :48], None)
+    def sparse_row(count: int, dtype: torch.dtype = torch.float32) -> Row:
+        x, kept, dense = torch.randn(count, SIZE), i.kept.to(dtype), i.x.to(dtype)
+        part = (x[:, :384], kept[:9, :192], i.positions[:9, :48], None)
+        name, given = str(dtype).removeprefix("torch."), x.to(dtype)
         return Row(
-            f"linear_24 {count}x4096->4096",
-            lambda: ops.linear_24(x, i.kept, i.positions),
+            f"linear_24 {name} {count}x4096->4096"
+            if dtype.itemsize == 2
+            else f"linear_24 {count}x4096->4096",
+            lambda: ops.linear_24(given, kept, i.positions),
             lambda: close("linear_24", *part),
-            {"torch float32": lambda: linear(x, i.x)},
-            moved=size // 2 + size // 32,
+            {f"torch {name}": lambda: linear(given, dense)},
+            moved=size * dtype.itemsize // 8 + size // 32,
         )
 
     conv = (i.ones[:64], None, None, None, [1, 1], [1, 1], [1, 1], 1)
@@ -125,7 +128,15 @@ def rows() -> dict[str, list[Row]]:
             ),
         ],
         "int4_linear": [int4_row(1), int4_row(16)],
-        "linear_24": [sparse_row(1), sparse_row(16)],
+        "linear_24": [sparse_row(1), sparse_row(16), sparse_row(1, torch.bfloat16)],
+        # no tiles on a CPU, which reads the canonical form: what it costs to find that out
+        "tiles_24": [
+            Row(
+                "tiles_24 4096x4096",
+                lambda: ops.tiles_24(i.kept, i.positions, SIZE),
+                lambda: ops.tiles_24(i.kept, i.positions, SIZE).numel() == 0,
+            )
+        ],
         "int8_tiles": [
             Row(
                 "int8_tiles 1024x1024",

@@ -40,7 +40,8 @@ STABLE_TORCH_LIBRARY(sparseq, m) {
   m.def(
       "int4_linear(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, bool signed=True) -> "
       "Tensor");
-  m.def("linear_24(Tensor x, Tensor values, Tensor indices, Tensor? bias) -> Tensor");
+  m.def("linear_24(Tensor x, Tensor values, Tensor indices, Tensor? bias, Tensor? tiles=None) -> Tensor");
+  m.def("tiles_24(Tensor values, Tensor indices, int columns) -> Tensor");
   // sparse24
   m.def("mask_24(Tensor weight) -> Tensor");
   m.def("pack_24(Tensor weight) -> (Tensor values, Tensor indices)");

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "half.h"
+
 namespace {
 
 struct Avx2Float {
@@ -16,10 +18,11 @@ struct Avx2Float {
   static __m128i load8(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
   static Int load_u8(const uint8_t* p) { return _mm256_cvtepu8_epi32(load8(p)); }
   static Int load_s8(const uint8_t* p) { return _mm256_cvtepi8_epi32(load8(p)); }
-  static Float load_bf16(const uint16_t* p) {
-    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+  static __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+  static Float load(const sparseq::BFloat16* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16));
   }
+  static Float load(const sparseq::Half* p) { return _mm256_cvtph_ps(load16(p)); }
   static void store(float* p, Float x) { _mm256_storeu_ps(p, x); }
   static void store_int(int32_t* p, Int x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
   static void store_low_bytes(uint8_t* p, Int x) {
@@ -29,7 +32,7 @@ struct Avx2Float {
     const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), eight);
   }
-  static void store_bf16(uint16_t* p, Float x) {
+  static void store(sparseq::BFloat16* p, Float x) {
     const __m256i u = _mm256_castps_si256(x);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
     __m256i r = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd), 16);
@@ -37,6 +40,9 @@ struct Avx2Float {
     r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc0), nan);
     const __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), h);
+  }
+  static void store(sparseq::Half* p, Float x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
   static Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
   static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "../gemm/unroll.h"
+#include "half.h"
 
 namespace {
 
@@ -28,20 +29,24 @@ struct Avx512Float {
   static __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static Int load_u8(const uint8_t* p) { return _mm512_cvtepu8_epi32(load16(p)); }
   static Int load_s8(const uint8_t* p) { return _mm512_cvtepi8_epi32(load16(p)); }
-  static Float load_bf16(const uint16_t* p) {
+  static Float load(const sparseq::BFloat16* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load32(p)), 16));
   }
+  static Float load(const sparseq::Half* p) { return _mm512_cvtph_ps(load32(p)); }
   static void store(float* p, Float x) { _mm512_storeu_ps(p, x); }
   static void store_int(int32_t* p, Int x) { _mm512_storeu_si512(p, x); }
   static void store_low_bytes(uint8_t* p, Int x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
   }
-  static void store_bf16(uint16_t* p, Float x) {
+  static void store(sparseq::BFloat16* p, Float x) {
     const __m512i u = _mm512_castps_si512(x);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     __m512i r = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd), 16);
     r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
+  }
+  static void store(sparseq::Half* p, Float x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
   static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
   static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }

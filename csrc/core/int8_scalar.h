@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "half.h"
+
 namespace {
 
 struct ScalarFloat {
@@ -46,13 +48,11 @@ struct ScalarFloat {
   static Int load_s8(const uint8_t* p) {
     return make_int([=](int i) { return int32_t{static_cast<int8_t>(p[i])}; });
   }
-  static Float load_bf16(const uint16_t* p) {
-    return make([=](int i) {
-      uint32_t u = uint32_t{p[i]} << 16;
-      float f;
-      std::memcpy(&f, &u, 4);
-      return f;
-    });
+  static Float load(const sparseq::BFloat16* p) {
+    return make([=](int i) { return sparseq::to_float(p[i]); });
+  }
+  static Float load(const sparseq::Half* p) {
+    return make([=](int i) { return sparseq::to_float(p[i]); });
   }
   static void store(float* p, Float x) {
     for (int i = 0; i < kLanes; ++i) p[i] = x.v[i];
@@ -63,13 +63,14 @@ struct ScalarFloat {
   static void store_low_bytes(uint8_t* p, Int x) {
     for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(x.v[i]);
   }
-  static void store_bf16(uint16_t* p, Float x) {
+  static void store(sparseq::BFloat16* p, Float x) {
     for (int i = 0; i < kLanes; ++i) {
-      uint32_t u;
-      std::memcpy(&u, &x.v[i], 4);
-      const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
-      p[i] = static_cast<uint16_t>(nan ? 0x7fc0u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+      const bool nan = x.v[i] != x.v[i];
+      p[i] = nan ? sparseq::BFloat16{0x7fc0} : sparseq::from_float<sparseq::BFloat16>(x.v[i]);
     }
+  }
+  static void store(sparseq::Half* p, Float x) {
+    for (int i = 0; i < kLanes; ++i) p[i] = sparseq::from_float<sparseq::Half>(x.v[i]);
   }
   // Wrapping subtraction and product: the exact result fits int32 even where an intermediate does not.
   static Int sub(Int a, Int b) {

@@ -13,6 +13,7 @@ constexpr int64_t kMaxDepth = 33025;
 inline Element element_of(ScalarType type) {
   switch (type) {
     case ScalarType::Float: return Element::f32;
+    case ScalarType::Half: return Element::f16;
     case ScalarType::BFloat16: return Element::bf16;
     case ScalarType::Byte: return Element::u8;
     case ScalarType::Char: return Element::s8;
@@ -20,7 +21,7 @@ inline Element element_of(ScalarType type) {
   }
 }
 inline bool is_byte(Element type) { return type == Element::u8 || type == Element::s8; }
-inline int64_t size_of(Element type) { return type == Element::f32 ? 4 : type == Element::bf16 ? 2 : 1; }
+inline int64_t size_of(Element type) { return type == Element::f32 ? 4 : is_byte(type) ? 1 : 2; }
 
 // Integers from low to high, within int8 where low is negative, else within uint8.
 struct Limits {
@@ -111,7 +112,7 @@ struct Arguments {
         y_zero(op, "y_zero", o.y_zero, ScalarType::Int, 1),
         x_type(element_of(x.scalar_type())),
         residual_type(o.residual ? element_of(o.residual->scalar_type()) : Element::none),
-        dtype(o.dtype.value_or(x.scalar_type() == ScalarType::BFloat16 ? ScalarType::BFloat16 : ScalarType::Float)),
+        dtype(o.dtype.value_or(is_byte(x_type) ? ScalarType::Float : x.scalar_type())),
         activation(activation_of(op, o.activation)),
         x_limits(is_byte(x_type) ? Limits(x_type) : Limits(op, "x", o.x_min, o.x_max)),
         dynamic(!is_byte(x_type) && !x_scale.data) {
@@ -121,7 +122,7 @@ struct Arguments {
     STD_TORCH_CHECK(!dynamic || !x_zero.data, op, ": x_zero must be None where each row has its own, got one");
     if (!dynamic) check_zeros(op, "x_zero", x_zero, x_limits);
     y_type = element_of(dtype);
-    STD_TORCH_CHECK(y_type != Element::none, op, ": dtype must be float32, bfloat16, int8 or uint8, got ",
+    STD_TORCH_CHECK(y_type != Element::none, op, ": dtype must be float32, float16, bfloat16, int8 or uint8, got ",
                     dtype_name(dtype));
     if (is_byte(y_type)) {
       y_limits = Limits(op, "y", o.y_min, o.y_max);
@@ -131,7 +132,8 @@ struct Arguments {
       check_zeros(op, "y_zero", y_zero, y_limits);
     }
     if (!o.residual) return;
-    STD_TORCH_CHECK(residual_type != Element::none, op, ": residual must be float32, bfloat16, int8 or uint8, got ",
+    STD_TORCH_CHECK(residual_type != Element::none, op,
+                    ": residual must be float32, float16, bfloat16, int8 or uint8, got ",
                     dtype_name(o.residual->scalar_type()));
     if (!is_byte(residual_type)) return;
     STD_TORCH_CHECK(residual_scale.data, op, ": residual_scale must be given for ",
@@ -142,7 +144,7 @@ struct Arguments {
 
 inline void check_types(const char* op, const Tensor& x, const Tensor& weight) {
   STD_TORCH_CHECK(element_of(x.scalar_type()) != Element::none, op,
-                  ": x must be int8, uint8, float32 or bfloat16, got ", dtype_name(x.scalar_type()));
+                  ": x must be int8, uint8, float32, float16 or bfloat16, got ", dtype_name(x.scalar_type()));
   STD_TORCH_CHECK(is_byte(element_of(weight.scalar_type())), op, ": weight must be int8 or uint8, got ",
                   dtype_name(weight.scalar_type()));
 }

@@ -14,7 +14,7 @@ namespace {
 using Optional = std::optional<Tensor>;
 
 Element cuda_element(const char* op, const char* argument, ScalarType type) {
-  const Element element = type == ScalarType::Half ? Element::f16 : element_of(type);
+  const Element element = element_of(type);
   STD_TORCH_CHECK(element != Element::none, op, ": ", argument,
                   " must be float32, float16, bfloat16, int8 or uint8, got ", dtype_name(type));
   return element;

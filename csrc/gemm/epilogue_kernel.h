@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "../core/epilogue.h"
+#include "../core/half.h"
 
 namespace {
 
@@ -80,7 +81,12 @@ struct EpilogueKernel {
   }
 
   static int size(sparseq::Element type) {
-    return type == sparseq::Element::f32 ? 4 : type == sparseq::Element::bf16 ? 2 : 1;
+    switch (type) {
+      case sparseq::Element::f32: return 4;
+      case sparseq::Element::f16:
+      case sparseq::Element::bf16: return 2;
+      default: return 1;
+    }
   }
 
   Float residual(int64_t m, int64_t v, int64_t left) const {
@@ -94,7 +100,8 @@ struct EpilogueKernel {
     }
     switch (e.residual_type) {
       case sparseq::Element::f32: return F::load(reinterpret_cast<const float*>(from));
-      case sparseq::Element::bf16: return F::load_bf16(reinterpret_cast<const uint16_t*>(from));
+      case sparseq::Element::bf16: return F::load(reinterpret_cast<const sparseq::BFloat16*>(from));
+      case sparseq::Element::f16: return F::load(reinterpret_cast<const sparseq::Half*>(from));
       default: break;
     }
     const Int q = e.residual_type == sparseq::Element::u8 ? F::load_u8(from) : F::load_s8(from);
@@ -120,7 +127,8 @@ struct EpilogueKernel {
     uint8_t* at = left < kLanes ? tail : to;
     switch (e.output_type) {
       case sparseq::Element::f32: F::store(reinterpret_cast<float*>(at), y); break;
-      case sparseq::Element::bf16: F::store_bf16(reinterpret_cast<uint16_t*>(at), y); break;
+      case sparseq::Element::bf16: F::store(reinterpret_cast<sparseq::BFloat16*>(at), y); break;
+      case sparseq::Element::f16: F::store(reinterpret_cast<sparseq::Half*>(at), y); break;
       default: {
         const int32_t z = e.output_zero_point;
         const Float q = F::nan_to_zero(F::div(y, F::set(e.output_scale)));

@@ -83,7 +83,7 @@ struct Kernels {
   void (*run)(const Tiles&, const Input&, const Epilogue&, const WorkPlan&, int64_t begin, int64_t end);
   // Output pixels [begin, end); the input as for run.
   void (*depthwise)(const Depthwise&, const Input&, const Epilogue&, int64_t begin, int64_t end);
-  void (*quantize_rows)(const RowQuantizer&, int64_t begin, int64_t end);  // f32 and bf16
+  void (*quantize_rows)(const RowQuantizer&, int64_t begin, int64_t end);  // f32, f16 and bf16
   void (*shift_rows)(const RowQuantizer&, int64_t begin, int64_t end);     // the same for bytes: u8 and s8
 };
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../core/half.h"
 #include "gemm.h"
 
 namespace {
@@ -15,15 +16,12 @@ struct RowsKernel {
   static constexpr int kLanes = F::kLanes;
   static_assert(kLanes % 8 == 0);  // the transposition works on squares of 8
 
-  static Float load(const float* p) { return F::load(p); }
-  static Float load(const uint16_t* p) { return F::load_bf16(p); }
-
   // Lanes past the end hold 0, which changes neither absmax nor a range that must contain 0.
   template <class T>
   static Float load_some(const T* p, int64_t count, int64_t step) {
     alignas(64) T lanes[kLanes] = {};
     for (int64_t i = 0; i < count; ++i) lanes[i] = p[i * step];
-    return load(lanes);
+    return F::load(lanes);
   }
 
   struct Grid {
@@ -51,7 +49,7 @@ struct RowsKernel {
   static Range range(const T* from, int64_t columns) {
     Float low = F::set(0.0f), high = F::set(0.0f);
     for (int64_t c = 0; c < columns; c += kLanes) {  // max(x, acc) returns acc where x is NaN
-      const Float x = columns - c >= kLanes ? load(from + c) : load_some(from + c, columns - c, 1);
+      const Float x = columns - c >= kLanes ? F::load(from + c) : load_some(from + c, columns - c, 1);
       low = F::min(x, low);
       high = F::max(x, high);
     }
@@ -163,7 +161,7 @@ struct RowsKernel {
     if (q.input_step != 1) {
       const Grid g(q.scale, q.zero_point, q.low, q.high, shift);
       planes<T>(q, begin, end, [g, step = q.input_stride](const T* from, int64_t count, uint8_t* to) {
-        g.store(count == kLanes && step == 1 ? load(from) : load_some(from, count, step), to);
+        g.store(count == kLanes && step == 1 ? F::load(from) : load_some(from, count, step), to);
       });
       return;
     }
@@ -173,7 +171,7 @@ struct RowsKernel {
       const Grid g = grid(q, from, m, shift);
       const int64_t columns = q.columns;  // a byte written might be one of q's
       int64_t c = 0;
-      for (; c + kLanes <= columns; c += kLanes) g.store(load(from + c), to + c);
+      for (; c + kLanes <= columns; c += kLanes) g.store(F::load(from + c), to + c);
       if (c < columns) {
         uint8_t tail[kLanes];
         g.store(load_some(from + c, columns - c, 1), tail);
@@ -184,10 +182,11 @@ struct RowsKernel {
   }
 
   static void quantize(const sparseq::RowQuantizer& q, int64_t begin, int64_t end) {
-    if (q.input_type == sparseq::Element::bf16)
-      floats<uint16_t>(q, begin, end);
-    else
-      floats<float>(q, begin, end);
+    switch (q.input_type) {
+      case sparseq::Element::bf16: return floats<sparseq::BFloat16>(q, begin, end);
+      case sparseq::Element::f16: return floats<sparseq::Half>(q, begin, end);
+      default: return floats<float>(q, begin, end);
+    }
   }
 
   static void flip_bytes(const uint8_t* __restrict from, uint8_t* __restrict to, int64_t count, uint8_t flip) {

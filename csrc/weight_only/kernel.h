@@ -46,10 +46,11 @@ struct Tile {
       unroll<M>([&](auto m) SPARSEQ_INLINE {
         const float y = sum(acc[r][m]) + bias;
         const int64_t at = (row + m) * linear.outputs + output + r;
-        if (linear.bfloat16)
-          static_cast<BFloat16*>(linear.y)[at] = from_float<BFloat16>(y);
-        else
-          static_cast<float*>(linear.y)[at] = y;
+        switch (linear.type) {
+          case Element::f16: static_cast<Half*>(linear.y)[at] = from_float<Half>(y); break;
+          case Element::bf16: static_cast<BFloat16*>(linear.y)[at] = from_float<BFloat16>(y); break;
+          default: static_cast<float*>(linear.y)[at] = y;
+        }
       });
     });
   }
@@ -142,11 +143,13 @@ void int4_tile(const Int4& p, const Base& base, int64_t output, int64_t row) {
   tile.finish(p.linear, output, row);
 }
 
-template <int R, int M>
+// V: float, Half or BFloat16, the type of the values.
+template <class V, int R, int M>
 void sparse_tile(const Sparse& p, int64_t output, int64_t row) {
   const int64_t groups = (p.linear.depth + 3) / 4, kept = 2 * groups, bytes = (groups + 1) / 2;
   const int64_t padded = p.linear.padded;
-  const float *values = p.values + output * kept, *x = p.linear.x + row * padded;
+  const V* values = static_cast<const V*>(p.values) + output * kept;
+  const float* x = p.linear.x + row * padded;
   const uint8_t* indices = p.indices + output * bytes;
   Tile<R, M> tile;
   const auto step = [&](int64_t i, auto&& value, auto&& word) SPARSEQ_INLINE {
@@ -167,7 +170,7 @@ void sparse_tile(const Sparse& p, int64_t output, int64_t row) {
     step(
         i,
         [&](auto r) SPARSEQ_INLINE {
-          const float* at = values + r * kept + 16 * i;
+          const V* at = values + r * kept + 16 * i;
           __builtin_prefetch(at + kBlock * kept);
           return Vec::load(at);
         },
@@ -181,7 +184,7 @@ void sparse_tile(const Sparse& p, int64_t output, int64_t row) {
     float some[R][16] = {};
     uint32_t words[R] = {};
     for (int r = 0; r < R; ++r) {
-      for (int64_t k = 16 * i; k < kept; ++k) some[r][k - 16 * i] = values[r * kept + k];
+      for (int64_t k = 16 * i; k < kept; ++k) some[r][k - 16 * i] = to_float(values[r * kept + k]);
       std::memcpy(&words[r], indices + r * bytes + 4 * i, size_t(bytes - 4 * i));
     }
     step(i, [&](auto r) SPARSEQ_INLINE { return Vec::load(some[r]); }, [&](auto r) SPARSEQ_INLINE { return words[r]; });
@@ -231,9 +234,18 @@ void int4(const Int4& p, int64_t begin, int64_t end) {
     int4_with<Spread<false>>(p, begin, end);
 }
 
-void sparse(const Sparse& p, int64_t begin, int64_t end) {
+template <class V>
+void sparse_of(const Sparse& p, int64_t begin, int64_t end) {
   over_tiles(p.linear, begin, end,
-             [&](auto r, auto m, int64_t output, int64_t row) { sparse_tile<r, m>(p, output, row); });
+             [&](auto r, auto m, int64_t output, int64_t row) { sparse_tile<V, r, m>(p, output, row); });
+}
+
+void sparse(const Sparse& p, int64_t begin, int64_t end) {
+  switch (p.type) {
+    case Element::f16: return sparse_of<Half>(p, begin, end);
+    case Element::bf16: return sparse_of<BFloat16>(p, begin, end);
+    default: return sparse_of<float>(p, begin, end);
+  }
 }
 
 constexpr Kernels make_kernels(Isa isa) { return {isa, int4, sparse}; }

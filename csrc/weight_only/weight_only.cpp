@@ -34,8 +34,10 @@ void arrange_sparse(const T* x, int64_t depth, float* to) {
 }
 
 template void arrange_int4(const float*, int64_t, float*);
+template void arrange_int4(const Half*, int64_t, float*);
 template void arrange_int4(const BFloat16*, int64_t, float*);
 template void arrange_sparse(const float*, int64_t, float*);
+template void arrange_sparse(const Half*, int64_t, float*);
 template void arrange_sparse(const BFloat16*, int64_t, float*);
 
 const Kernels& kernels(Isa isa) {

@@ -1,4 +1,4 @@
-// Linear layers whose weights alone are small: INT4 with scales per group, and 2:4 in float32. Made for few
+// Linear layers whose weights alone are small: INT4 with scales per group, and 2:4 floats. Made for few
 // rows of x, where reading the weight is the work; the kernels read its canonical form, without tiles. No torch.
 //
 // Every output is one sum of sixteen lanes in a fixed order, whatever the number of rows, threads and the ISA.
@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "../core/epilogue.h"
 #include "../core/half.h"
 #include "../core/isa.h"
 
@@ -23,7 +24,7 @@ struct Linear {
   int64_t depth = 0, outputs = 0;
   const float* bias = nullptr;  // [outputs] or null
   void* y = nullptr;            // [count, outputs]
-  bool bfloat16 = false;        // y's dtype, else float32
+  Element type = Element::f32;  // of y: f32, f16 or bf16
 };
 
 // How the groups of a scale lie in chunks.
@@ -48,7 +49,8 @@ struct Int4 {
 
 struct Sparse {
   Linear linear;
-  const float* values = nullptr;     // [outputs, 2 * ceil(depth / 4)]
+  const void* values = nullptr;      // [outputs, 2 * ceil(depth / 4)]
+  Element type = Element::f32;       // of the values: f32, f16 or bf16
   const uint8_t* indices = nullptr;  // [outputs, ceil(ceil(depth / 4) / 2)]
 };
 

@@ -29,6 +29,7 @@ NOT_EXPORTED = frozenset(
         "linear_24",
         # the weight as one machine's kernels read it
         "int8_tiles",
+        "tiles_24",
         # made once, before or after the graph: ONNX has no 2:4 tensors, its runtimes find the zeros
         "mask_24",
         "pack_24",

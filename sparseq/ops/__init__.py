@@ -13,7 +13,7 @@ from sparseq.ops.affine import (
 )
 from sparseq.ops.gemm import int8_conv2d, int8_linear, int8_tiles, tile_kind
 from sparseq.ops.sparse24 import mask_24, pack_24, unpack_24
-from sparseq.ops.weight_only import int4_linear, linear_24
+from sparseq.ops.weight_only import int4_linear, linear_24, tiles_24
 
 __all__ = [
     "dequantize",
@@ -30,6 +30,7 @@ __all__ = [
     "pack_int4",
     "quantize",
     "tile_kind",
+    "tiles_24",
     "unpack_24",
     "unpack_int4",
 ]

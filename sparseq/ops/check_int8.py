@@ -14,7 +14,7 @@ from sparseq.ops.check import check_tensor, values_visible
 MAX_DEPTH = 33025  # products of one sum that surely fit int32: (2^31 - 1) / 255^2
 MAX_WINDOW = 2**31  # stride, padding, dilation: coordinates stay far inside of int64
 BYTES = (torch.int8, torch.uint8)
-STORED = (torch.int8, torch.uint8, torch.float32, torch.bfloat16)
+STORED = (torch.int8, torch.uint8, torch.float32, torch.float16, torch.bfloat16)
 ACTIVATIONS = ("none", "relu", "relu6", "hardswish")
 
 

@@ -56,7 +56,7 @@ def int8_linear(
     `y = ((sum * (scale * x_scale)) * s[m] + bias) + residual`, the activation, and dtype.
 
     Args:
-        x: int8, uint8, float32 or bfloat16 `[..., K]`, any strides, K at most 33025.
+        x: int8, uint8, float32, float16 or bfloat16 `[..., K]`, any strides, K at most 33025.
         weight: int8 or uint8 `[N, K]`.
         scale: float32 `[N]`: the weight's scale; x's multiplied in where x_scale is not given.
         x_zero: int32, one element, or None for 0; None for a float x without x_scale.
@@ -67,13 +67,13 @@ def int8_linear(
         x_range: least and greatest integer that a float x is quantised to, in [-128, 127] (the
             default, all of it) or [0, 255].
         activation: "none", "relu", "relu6" or "hardswish", as torch computes them.
-        residual: added before the activation: y's shape, float32, bfloat16, or int8 or uint8 with
-            residual_scale; any strides.
+        residual: added before the activation: y's shape, float32, float16, bfloat16, or int8 or
+            uint8 with residual_scale; any strides.
         residual_scale: float32, one element: `(residual - residual_zero) * residual_scale` is
             added.
         residual_zero: int32, one element, or None for 0.
-        dtype: of y: float32, bfloat16 (rounded to nearest even), int8 or uint8. None takes x's if
-            that is floating, else float32.
+        dtype: of y: float32, float16 or bfloat16 (rounded to nearest even), int8 or uint8. None
+            takes x's if that is floating, else float32.
         y_scale: float32, one element; for int8 and uint8, which hold
             `clamp(rne(y / y_scale) + y_zero)`, y_zero where y is NaN.
         y_zero: int32, one element, or None for 0.
@@ -144,8 +144,8 @@ def int8_conv2d(
     A float x is quantised on one grid: x_scale must be given.
 
     Args:
-        x: int8, uint8, float32 or bfloat16 `[N, C, H, W]`, any strides; channels_last is the
-            fastest.
+        x: int8, uint8, float32, float16 or bfloat16 `[N, C, H, W]`, any strides; channels_last is
+            the fastest.
         weight: int8 or uint8 `[O, C / groups, kH, kW]`, at most 33025 elements an output.
         scale: float32 `[O]`, as for `int8_linear`.
         x_zero: int32, one element, or None for 0.

@@ -1,4 +1,4 @@
-"""Linear layers on INT4 and on 2:4 float32 weights: defined."""
+"""Linear layers on INT4 and on 2:4 float weights: defined."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def int4_linear(
     return _linear(x, x.double() @ weight.double().T, bias)
 
 
-def linear_24(x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None) -> Tensor:
+def linear_24(
+    x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, tiles: Tensor | None = None
+) -> Tensor:
     """`y[m, n] = sum_i values[n, i] * x[m, column(n, i)] + bias[n]`, x with zeros past its end."""
     kept = values.shape[1]
     pairs = torch.stack([indices >> shift & 3 for shift in (0, 2, 4, 6)], -1).flatten(1)[:, :kept]

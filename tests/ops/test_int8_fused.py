@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from sparseq import ops, reference, sparse, testing
 
-FLOATS = (torch.float32, torch.bfloat16)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 BYTES = (torch.int8, torch.uint8)
 ACTIVATIONS = ("none", "relu", "relu6", "hardswish")
 nan, inf = float("nan"), float("inf")
@@ -208,9 +208,9 @@ def test_threads_do_not_matter(isa, dtype, limits):
             testing.assert_equal(got, wanted, message=f"{count} threads")
 
 
-@pytest.mark.parametrize("out", [torch.float32, torch.bfloat16, torch.int8, torch.uint8])
+@pytest.mark.parametrize("out", [*FLOATS, *BYTES])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_a_fused_layer_equals_the_separate_ops(out, activation, dtype):
     """quantize, int8_linear, add, activation, quantize: the same bits as one call."""
     x, weight = torch.randn(9, 70).to(dtype), byte_values((33, 70), torch.int8)
@@ -298,7 +298,7 @@ def test_nan_and_infinity_reach_the_output():
     assert q.flatten().tolist() == [7, 127, -127, 7, 127]
 
 
-@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16, torch.int8, torch.uint8])
+@pytest.mark.parametrize("x_dtype", [*FLOATS, *BYTES])
 def test_large_results_are_recycled_memory_and_equal(x_dtype):
     x = torch.randn(1100, 8).to(x_dtype) if x_dtype in FLOATS else byte_values((1100, 8), x_dtype)
     weight, scale = byte_values((1024, 8), torch.int8), torch.rand(1024)

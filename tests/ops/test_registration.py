@@ -97,6 +97,10 @@ ROWS = {
             {"x_scale": one, "residual": torch.randn(2, 4, 5), "dtype": torch.float32},
         ),
         (
+            *(x.half(), weight, scales, None, None, scales),
+            {"residual": torch.randn(2, 4, 5).half(), "activation": "relu"},
+        ),
+        (
             *(x[:, :, :6].transpose(0, 1), weight, scales, zero.reshape(1), None, None),
             {"x_scale": one, "x_min": 0, "dtype": torch.int8, "y_scale": one, "y_max": 7},
         ),
@@ -134,6 +138,11 @@ ROWS = {
             {"x_scale": one, "activation": "hardswish", "dtype": torch.bfloat16},
         ),
         (
+            *(image.half(), taps[:4], scales[:4], zero.reshape(1), None, scales[:4]),
+            *([1, 1], [1, 1], [1, 1], 2),
+            {"x_scale": one},
+        ),
+        (
             *(pixels, taps[:4], scales[:4], None, None, None, [1, 1], [0, 0], [1, 1], 2),
             {"residual": pixels[:, :, :2, :5], "residual_scale": one, "dtype": torch.uint8}
             | {"y_scale": one, "y_min": 0, "y_max": 255, "y_zero": zero.reshape(1)},
@@ -143,12 +152,16 @@ ROWS = {
         (x, nibbles, fine, None, None),
         (halves, nibbles, fine, fine.int(), scales),
         (x.transpose(0, 1), nibbles, fine[:, :1], None, scales, False),
+        (x.half(), nibbles, fine, fine.int(), scales),
     ],
     "linear_24": [
         (x, kept, positions, None),
         (halves[0], kept, positions, scales),
         (x.transpose(0, 1)[:0], kept, positions, scales),
+        (x.half(), kept.half(), positions, scales, raw.tiles_24(kept.half(), positions, 6)),
+        (halves, kept.bfloat16(), positions, None),
     ],
+    "tiles_24": [(kept, positions, 6), (kept.half(), positions, 6)],
     "int8_tiles": [(weight, 1), (taps[:4], 2), (taps[:4, :1], 4), (halved, 1, "dense")],
     "mask_24": [(x,), (image.half(),), (x.transpose(0, 2).bfloat16(),), (x[:0],)],
     "pack_24": [
@@ -166,8 +179,8 @@ def split(row):
 
 
 # What these give is for one machine's kernels to read: it has no definition in plain torch, and the
-# products made with it are compared with theirs in test_gemm.py.
-OF_THE_MACHINE = {"int8_tiles"}
+# products made with it are compared with theirs in test_gemm.py and tests/cuda.
+OF_THE_MACHINE = {"int8_tiles", "tiles_24"}
 DEFINED = [name for name in SCHEMAS if name not in OF_THE_MACHINE]
 
 

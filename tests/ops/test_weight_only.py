@@ -9,6 +9,7 @@ from sparseq import ops, reference, testing
 nan, inf = float("nan"), float("inf")
 raw = torch.ops.sparseq
 SIZES = [(k, (1, 70, 8, 13, 3, 24)[i % 6]) for i, k in enumerate((*range(1, 300, 7), 300))]
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 BATCHES = [(), (0,), (1,), (2,), (5,), (16,), (33,), (2, 3)]
 
 
@@ -64,8 +65,8 @@ def assert_close(y, x, weight, bias):
         exact, size = exact + bias, size + bias.abs()
     chain = (x.shape[-1] + 127) // 128 * 8 + 6
     bound = chain * 2**-24 * size + 1e-37
-    if y.dtype == torch.bfloat16:
-        bound = bound * 1.01 + exact.abs() * 2**-8
+    if y.dtype != torch.float32:
+        bound = bound * 1.01 + exact.abs() * torch.finfo(y.dtype).eps / 2 + 2**-25
     assert y.shape == exact.shape
     assert ((y.double() - exact).abs() <= bound).all()
 
@@ -87,7 +88,7 @@ def test_int4(columns, outputs):
         q = ops.unpack_int4(packed, columns, signed)
         weight = ops.dequantize(q, scale, zero_point, group_size=columns // groups)
         x = torch.randn(*BATCHES[(columns + index) % len(BATCHES)], columns)
-        for given in (x, x.bfloat16()):
+        for given in map(x.to, FLOATS):
             y = every_isa(ops.int4_linear, given, arguments)
             assert y.dtype == given.dtype
             assert_close(y, given, weight, bias)
@@ -109,13 +110,35 @@ def test_int4_group_sizes(size, zero):
 @pytest.mark.parametrize(("columns", "outputs"), SIZES)
 def test_sparse(columns, outputs):
     arguments = sparse(outputs, columns, columns % 2 == 0)
-    weight = dense(*arguments[:2], columns)
-    for batch in ((1,), BATCHES[columns % len(BATCHES)]):
+    values, indices, bias = arguments
+    for index, batch in enumerate(((1,), BATCHES[columns % len(BATCHES)])):
         x = torch.randn(*batch, columns)
-        for given in (x, x.bfloat16()):
-            y = every_isa(ops.linear_24, given, arguments)
-            assert y.dtype == given.dtype
-            assert_close(y, given, weight, arguments[2])
+        for number, dtype in enumerate(FLOATS):
+            given, kept = x.to(dtype), values.to(FLOATS[(number + index + columns) % 3])
+            y = every_isa(ops.linear_24, given, (kept, indices, bias))
+            assert y.dtype == dtype
+            assert_close(y, given, dense(kept, indices, columns), bias)
+
+
+@pytest.mark.parametrize("values_dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_pair_of_types(isa, dtype, values_dtype):
+    """A 16-bit type is widened, exactly: as if x and values had been float32."""
+    values, indices, bias = sparse(9, 77)
+    values, x = values.to(values_dtype), torch.randn(5, 77).to(dtype)
+    wide = ops.linear_24(x.float(), values.float(), indices, bias)
+    testing.assert_equal(ops.linear_24(x, values, indices, bias), wide.to(dtype))
+    tiles = ops.tiles_24(values, indices, 77)  # none on a CPU, and no difference
+    assert tiles.shape == (0,)
+    testing.assert_equal(ops.linear_24(x, values, indices, bias, tiles), wide.to(dtype))
+
+
+def test_half_weights_only(isa):
+    """Likewise for INT4."""
+    for columns, groups in ((77, 7), (256, 4), (128, 8)):
+        arguments, x = int4(5, columns, groups, zero=True), torch.randn(3, columns).half()
+        wide = ops.int4_linear(x.float(), *arguments)
+        testing.assert_equal(ops.int4_linear(x, *arguments), wide.half())
 
 
 def test_sparse_takes_any_byte():
@@ -147,7 +170,7 @@ def test_empty(isa, op, rows, columns, outputs):
         assert y.numel() == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("op", ["int4_linear", "linear_24"])
 def test_layouts(isa, op, dtype):
     """x and every weight, however they lie in memory."""
@@ -191,9 +214,9 @@ def test_more_rows_than_fit_the_cache(isa):
 
 
 @pytest.mark.parametrize("op", ["int4_linear", "linear_24"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_values_that_are_not_finite(isa, op, dtype):
-    """Each in a row of its own, at several columns, the ends among them."""
+    """Each in a row of its own, at several columns, the ends among them; 1e38 is inf in float16."""
     for columns in (5, 64, 130):
         x = torch.randn(20, columns).to(dtype)
         for row in range(20):
@@ -206,7 +229,7 @@ def test_values_that_are_not_finite(isa, op, dtype):
             arguments[0].clamp_(-2, 2)
         y, wanted = (getattr(m, op)(x, *arguments) for m in (ops, reference))
         torch.testing.assert_close(
-            y, wanted, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-3, equal_nan=True
+            y, wanted, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=1e-3, equal_nan=True
         )
 
 
@@ -284,8 +307,7 @@ zero = torch.zeros(3, 2, dtype=torch.int32)
 
 INT4_ERRORS = [
     (([1.0], packed, scale), TypeError, "x must be a tensor, got list"),
-    ((x.double(), packed, scale), TypeError, "x must be float32 or bfloat16, got float64"),
-    ((x.half(), packed, scale), TypeError, "x must be float32 or bfloat16, got float16"),
+    ((x.double(), packed, scale), TypeError, "x must be float32, float16 or bfloat16, got float64"),
     ((x[0, 0], packed, scale), ValueError, "x must have at least one dimension, got a scalar"),
     ((x, None, scale), TypeError, "packed must be a tensor, got NoneType"),
     ((x, packed.char(), scale), TypeError, "packed must be uint8, got int8"),
@@ -305,9 +327,9 @@ INT4_ERRORS = [
     ((x, packed, scale, None, zero[:, 0]), TypeError, "bias must be float32, got int32"),
 ]
 SPARSE_ERRORS = [
-    ((x.long(), values, indices), TypeError, "x must be float32 or bfloat16, got int64"),
+    ((x.long(), values, indices), TypeError, "x must be float32, float16 or bfloat16, got int64"),
     ((x[0, 0], values, indices), ValueError, "x must have at least one dimension, got a scalar"),
-    ((x, values.bfloat16(), indices), TypeError, "values must be float32, got bfloat16"),
+    ((x, values.double(), indices), TypeError, "values must be float32, .* got float64"),
     ((x, values[0], indices), ValueError, r"values must have two dimensions, got shape \(6,\)"),
     ((x, values[:, :4], indices), ValueError, r"values must have shape \(3, 6\), got .*\(3, 4\)"),
     ((x[:, :8], values, indices), ValueError, r"values must have shape \(3, 4\), got .*\(3, 6\)"),
@@ -317,20 +339,34 @@ SPARSE_ERRORS = [
     ((x, values, None), TypeError, "indices must be a tensor, got NoneType"),
     ((x, values, indices, values[:, 0].double()), TypeError, "bias must be float32, got float64"),
     ((x, values, indices, values[:2, 0]), ValueError, r"bias must have shape \(3,\), got"),
+    ((x, values, indices, None, 3), TypeError, "tiles must be a tensor, got int"),
+]
+TILES_ERRORS = [
+    ((None, indices, 10), TypeError, "values must be a tensor, got NoneType"),
+    ((values.char(), indices, 10), TypeError, "values must be float32, float16 or .*, got int8"),
+    ((values[0], indices, 10), ValueError, r"values must have two dimensions, got shape \(6,\)"),
+    ((values, indices, -1), ValueError, "columns must be at least 0, got -1"),
+    ((values, indices, 13), ValueError, r"values must have shape \(3, 8\), got shape \(3, 6\)"),
+    ((values, indices.char(), 10), TypeError, "indices must be uint8, got int8"),
+    ((values, indices[:, :1], 10), ValueError, r"indices must have shape \(3, 2\), got"),
 ]
 
 
 @pytest.mark.parametrize(
     ("op", "arguments", "error", "text"),
-    [("int4_linear", *row) for row in INT4_ERRORS] + [("linear_24", *row) for row in SPARSE_ERRORS],
+    [("int4_linear", *row) for row in INT4_ERRORS]
+    + [("linear_24", *row) for row in SPARSE_ERRORS]
+    + [("tiles_24", *row) for row in TILES_ERRORS],
 )
 def test_errors(op, arguments, error, text):
     with pytest.raises(error, match=f"^{op}: {text}"):
         getattr(ops, op)(*arguments)
-    if any(a is not None and not isinstance(a, torch.Tensor) for a in arguments):
+    numbers = (int,) if op == "tiles_24" else ()
+    if not all(a is None or isinstance(a, (torch.Tensor, *numbers)) for a in arguments):
         return
-    if arguments[1] is None or arguments[2] is None:
+    if any(a is None for a in arguments[:3]):
         return
-    filled = (*arguments, *[None] * ((5 if op == "int4_linear" else 4) - len(arguments)))
+    needed = {"int4_linear": 5, "linear_24": 4, "tiles_24": 3}[op]
+    filled = (*arguments, *[None] * (needed - len(arguments)))
     with pytest.raises(RuntimeError, match=f"{op}: "):
         getattr(raw, op)(*filled)
