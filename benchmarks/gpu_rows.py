@@ -119,6 +119,58 @@ def _conv(batch: int, channels: int, size: int, two_of_four: bool, device: Devic
     )
 
 
+def _close(op: Callable[..., torch.Tensor], *arguments: object, **options: object) -> None:
+    """As `_same`, for sums of floats in another order."""
+    got = op(*arguments, **options)
+    here = [a.cpu() if isinstance(a, torch.Tensor) else a for a in arguments]
+    torch.testing.assert_close(got.cpu(), op(*here), rtol=2e-2, atol=2e-2)
+
+
+def _floats_24(rows: int, depth: int, outputs: int, device: Device) -> GpuRow:
+    x = torch.randn(rows, depth, device=device).bfloat16()
+    weight = (torch.randn(outputs, depth, device=device) / depth**0.5).bfloat16()
+    weight = weight * ops.mask_24(weight)
+    packed = ops.pack_24(weight)
+    tiles = ops.tiles_24(*packed, depth)
+    return GpuRow(
+        f"linear_24 bfloat16 {rows}x{depth}->{outputs}",
+        lambda: ops.linear_24(x, *packed, tiles=tiles),
+        lambda: _close(ops.linear_24, x, *packed, tiles=tiles),
+        moved=2 * rows * (depth + outputs) + tiles.numel(),
+        kind="half 2:4",
+        products=rows * depth * outputs,
+        peers={
+            "torch bfloat16": lambda: functional.linear(x, weight),
+            "torch semi-structured": _semi_structured(weight, x),
+        },
+    )
+
+
+def _int4(rows: int, depth: int, outputs: int, device: Device) -> GpuRow:
+    x = torch.randn(rows, depth, device=device).bfloat16()
+    q = torch.randint(-8, 8, (outputs, depth), dtype=torch.int8, device=device)
+    scale = torch.rand(outputs, depth // 32, device=device) * 1e-3
+    packed = ops.pack_int4(q)
+    half = torch.randn(outputs, depth, device=device).bfloat16()
+    held: list[torch.Tensor] = []
+
+    def torchs() -> object:
+        if not held:
+            pairs = ((q[:, ::2] + 8).to(torch.uint8) << 4) | (q[:, 1::2] + 8).to(torch.uint8)
+            held.append(torch._convert_weight_to_int4pack(pairs, 8))
+            held.append(torch.stack([scale, torch.zeros_like(scale)], -1).transpose(0, 1))
+            held[1] = held[1].contiguous().bfloat16()
+        return torch._weight_int4pack_mm(x, held[0], 32, held[1])
+
+    return GpuRow(
+        f"int4_linear groups of 32 {rows}x{depth}->{outputs}",
+        lambda: ops.int4_linear(x, packed, scale),
+        lambda: _close(ops.int4_linear, x, packed, scale),
+        moved=packed.numel() + 4 * scale.numel() + 2 * rows * (depth + outputs),
+        peers={"torch int4": torchs, "torch bfloat16": lambda: functional.linear(x, half)},
+    )
+
+
 def _forward(size: int, per_channel: bool, device: Device) -> GpuRow:
     x = torch.randn(size, size, device=device)
     scale = (
@@ -245,6 +297,9 @@ def rows(small: bool) -> Iterator[Callable[[Device], GpuRow]]:
             yield partial(_linear, *shape, two_of_four)
         for shape in convs:
             yield partial(_conv, *shape, two_of_four)
+    yield partial(_floats_24, *linears[0])
+    for count in (1, 16):
+        yield partial(_int4, count, *linears[-1][1:])
     for flag in (False, True):
         yield partial(_forward, size, flag)
     for flag in (False, True):
