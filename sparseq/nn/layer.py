@@ -19,6 +19,7 @@ _quantize = torch.ops.sparseq.quantize.default
 
 DEFAULT_WEIGHT = Quant(axis=0)
 DEFAULT_INPUT = Quant(symmetric=False)
+DEVICES = tuple(name.lower() for name in ops.kernels()["int8_linear"])  # that this build serves
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class SparseQuantLayer(nn.Module):
         input_zero_point: int32 `[1]`, or None.
         input_limits: least and greatest integer of the quantised input, or None.
         integer: whether integers can run.
-        tiles: the weight as this machine's kernels read it; made on load, never saved.
+        tiles: the weight as the kernels of its device read it; made on load and when the layer
+            moves to another device, never saved.
         float_weight: the dequantised weight, where float32 was chosen over integers; never saved.
         rows: how many rows (output pixels) a call is expected to have; None if nobody said.
         choice: the kernel, and why.
@@ -159,17 +161,23 @@ class SparseQuantLayer(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> SparseQuantLayer:
         before = self.weight_values.device
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+        def moved(tensor: Tensor) -> Tensor:
+            result: Tensor = fn(tensor)
+            # grids and biases stay float32 in a model of 16 bits, as the kernels read them
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         if self.weight_values.device != before:  # what was packed was packed for the other device
             self.settle(self.rows)
         return self
 
     @property
     def _tiled(self) -> bool:
-        """Tiles serve signed weights without zero points, on a CPU."""
+        """Tiles serve signed weights without zero points."""
         weight = self.weight_values
         plain = weight.dtype == torch.int8 and self.weight_zero_point is None
-        return self.integer and plain and weight.device.type == "cpu" and weight.numel() > 0
+        return self.integer and plain and weight.device.type in DEVICES and weight.numel() > 0
 
     def work(self, rows: int) -> Work:
         """This layer on so many rows."""
@@ -191,7 +199,11 @@ class SparseQuantLayer(nn.Module):
             self.use(DENSE, "unsigned weights and zero points have no packed form")
             return
         packed = ops.int8_tiles(self.weight_values, self.arguments.get("groups", 1))
-        choice = choose(self.work(rows or 128), ops.tile_kind(packed) == "2:4")
+        sparse, device = ops.tile_kind(packed) == "2:4", self.weight_values.device.type
+        if device == "cpu":
+            choice = choose(self.work(rows or 128), sparse)
+        else:  # the tables are of CPUs
+            choice = Choice(SPARSE if sparse else DENSE, f"not measured on {device}")
         self.use(choice.kernel, choice.reason)
 
     def _weight_only(self) -> tuple[str, str]:
@@ -268,14 +280,14 @@ class SparseQuantLayer(nn.Module):
         if self.float_weight is not None:
             y = self.float_kernel(self._rounded_input(x).float(), self.float_weight)
         elif self.integer:
-            y = self.integer_kernel(x.float() if x.dtype == torch.float16 else x)
+            y = self.integer_kernel(x)
         else:
-            y = self.weight_only_kernel(self._rounded_input(x).float())
+            y = self.weight_only_kernel(self._rounded_input(x))
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
     def weight_only_kernel(self, x: Tensor) -> Tensor:
-        """The float function on the weight as it is stored."""
-        return self.float_kernel(x, self.packed().dequantize())
+        """The float32 function on the weight as it is stored."""
+        return self.float_kernel(x.float(), self.packed().dequantize())
 
     def _rounded_input(self, x: Tensor) -> Tensor:
         """X on its grid, if it has one."""
@@ -287,7 +299,7 @@ class SparseQuantLayer(nn.Module):
         return ops.dequantize(q, scale, zero_point, dtype=x.dtype)
 
     def integer_kernel(self, x: Tensor) -> Tensor:
-        """The integer op, from float32 or bfloat16 x to y."""
+        """The integer op, from floating x to y."""
         raise TypeError(f"{type(self).__name__} has no integer kernel")
 
     def float_kernel(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparseq.choice import INT4
-from sparseq.nn.layer import SparseQuantLayer
+from sparseq.nn.layer import DEVICES, SparseQuantLayer
 from sparseq.reference import row_grid
 from sparseq.spec import Quant
 
 _int8_linear = torch.ops.sparseq.int8_linear.default
 _int4_linear = torch.ops.sparseq.int4_linear.default
 
-INT4_ROWS = 128  # beyond, dequantising and a float32 product are faster (measured at 4096x4096)
+# beyond, dequantising and a float32 product are faster (measured at 4096x4096, on CPUs alone)
+INT4_ROWS = 128
 
 
 class SparseQuantLinear(SparseQuantLayer):
@@ -66,7 +67,7 @@ class SparseQuantLinear(SparseQuantLayer):
 
     def _weight_only(self) -> tuple[str, str]:
         weight = self.weight_values
-        if self.integer or self.weight_spec.bits > 4 or weight.device.type != "cpu":
+        if self.integer or self.weight_spec.bits > 4 or weight.device.type not in DEVICES:
             return super()._weight_only()
         return INT4, f"up to {INT4_ROWS} rows from packed int4, beyond float32"
 
@@ -79,6 +80,7 @@ class SparseQuantLinear(SparseQuantLayer):
         if scale.dim() == 1:
             scale, zero = scale.unsqueeze(1), None if zero is None else zero.unsqueeze(1)
         signed = self.weight_values.dtype == torch.int8
+        x = x.float() if x.dtype == torch.float64 else x
         return _int4_linear(x, self.tiles, scale, zero, self.bias, signed)
 
     def float_kernel(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from sparseq import ops
 from sparseq.ops.check import FLOATS
 from sparseq.spec import Sparsity, Unstructured
 
+_DEVICES = tuple(name.lower() for name in ops.kernels()["mask_24"])  # that this build serves
+
 
 class Mask(nn.Module):
     """Tensor to Tensor: `weight * mask`. What is masked is exactly zero and gets no gradient.
@@ -48,7 +50,7 @@ def serves(spec: Sparsity, weight: Tensor) -> bool:
 def nm_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
     """Keep the n of greatest magnitude of every m neighbours along dimension 1, ties to the first.
 
-    NaN counts as the smallest. 2:4 on the CPU is one pass, `ops.mask_24`.
+    NaN counts as the smallest. 2:4 is one pass, `ops.mask_24`, on the devices that have it.
 
     Args:
         weight: `[out, in]` or `[out, in / groups, ...taps]`, any float dtype.
@@ -69,7 +71,7 @@ def nm_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
             f"nm_mask: m must divide weight's dimension 1, got m = {m} "
             f"and shape {tuple(weight.shape)}"
         )
-    if (n, m) == (2, 4) and weight.dtype in FLOATS and weight.device.type == "cpu":
+    if (n, m) == (2, 4) and weight.dtype in FLOATS and weight.device.type in _DEVICES:
         return ops.mask_24(weight)
     groups = weight.movedim(1, -1).unflatten(-1, (-1, m)).abs()
     groups = torch.where(groups.isnan(), -1.0, groups)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from planted import WRONG_RESULT, Fault, assert_found
+from ptx.coverage import report
 from simulated import Gpu
 from torch import Tensor
 
 from sparseq import reference
 
-ROOT = Path(__file__).parents[2]
 SOURCES = ("csrc/weight_only/launch_int4.cu", "csrc/weight_only/launch_sparse.cu")
 FLOATS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 5}  # core/epilogue.h's Element
 INF, NAN = math.inf, math.nan
@@ -333,22 +333,73 @@ def test_empty(gpu: Gpu) -> None:
 # --- what the interpreter and these tests would notice ---
 
 INT4_FILE, SPARSE_FILE = "launch_int4.cu", "launch_sparse.cu"
-BREAKS = {
-    "a dropped barrier": (INT4_FILE, "kernels.cuh", "__syncthreads();", ""),
-    "an output too many": (SPARSE_FILE, "kernels.cuh", "n >= task.outputs", "n > task.outputs"),
-    "a row too many": (SPARSE_FILE, "kernels.cuh", "row + m >= task.count", "row + m > task.count"),
-    "a column twice": (INT4_FILE, "kernels.cuh", "i += kThreads", "i += kThreads - 1"),
-    "rows past the end": (INT4_FILE, "kernels.cuh", ": task.count - 1", ": task.count"),
-    "the next group": (INT4_FILE, "int4.cuh", "groups + group.divide(i)", "groups + group.divide(i + 1)"),
-    "another nibble": (INT4_FILE, "int4.cuh", "word >> 16,", "word >> 12,"),
-    "the zero point after the scale": (
-        INT4_FILE, "int4.cuh", "if constexpr (kZero) q = q - zero_of;\n      w[k] = q * scale_of;",
-        "w[k] = q * scale_of - zero_of;",
+FAULTS = {
+    "a dropped barrier": (INT4_FILE, "kernels.cuh", "  __syncthreads();\n", "", "race"),
+    "an output too many": (
+        SPARSE_FILE,
+        "kernels.cuh",
+        "n >= task.outputs",
+        "n > task.outputs",
+        "global-memory race|bounds",
     ),
-    "positions of the other group": (SPARSE_FILE, "sparse.cuh", "picks.selector(1)", "picks.selector(0)"),
-    "a position's other bit": (SPARSE_FILE, "sparse.cuh", "at & 2 ? high", "at & 1 ? high"),
-    "past the last column": (SPARSE_FILE, "sparse.cuh", "if (at < depth)", "if (at <= depth)"),
-}  # fmt: skip
+    "a row too many": (
+        SPARSE_FILE,
+        "kernels.cuh",
+        "row + m >= task.count",
+        "row + m > task.count",
+        "bounds",
+    ),
+    "a column twice": (
+        INT4_FILE,
+        "kernels.cuh",
+        "i += kThreads",
+        "i += kThreads - 1",
+        WRONG_RESULT,
+    ),
+    "rows past the end": (
+        INT4_FILE,
+        "kernels.cuh",
+        ": task.count - 1",
+        ": task.count",
+        "bounds",
+    ),
+    "another group": (
+        INT4_FILE,
+        "int4.cuh",
+        "groups + group.divide(i)",
+        "groups + group.divide(i / 2)",
+        WRONG_RESULT,
+    ),
+    "another nibble": (INT4_FILE, "int4.cuh", "word >> 16,", "word >> 12,", WRONG_RESULT),
+    "the zero point after the scale": (
+        INT4_FILE,
+        "int4.cuh",
+        "if constexpr (kZero) q = q - zero_of;\n      w[k] = q * scale_of;",
+        "w[k] = q * scale_of - zero_of;",
+        WRONG_RESULT,
+    ),
+    "positions of the other group": (
+        SPARSE_FILE,
+        "sparse.cuh",
+        "picks.selector(1)",
+        "picks.selector(0)",
+        WRONG_RESULT,
+    ),
+    "a position's other bit": (
+        SPARSE_FILE,
+        "sparse.cuh",
+        "at & 2 ? high",
+        "at & 1 ? high",
+        WRONG_RESULT,
+    ),
+    "past the last column": (
+        SPARSE_FILE,
+        "sparse.cuh",
+        "if (at < depth)",
+        "if (at <= depth)",
+        "bounds",
+    ),
+}
 
 
 def products(gpu: Gpu) -> None:
@@ -362,23 +413,16 @@ def products(gpu: Gpu) -> None:
             assert torch.equal(sparse.on(gpu, x), sparse.wanted(x))
 
 
-@pytest.mark.parametrize("name", BREAKS)
-def test_a_planted_bug_is_found(gpu: Gpu, tmp_path: Path, name: str) -> None:
-    unit, file, right, wrong = BREAKS[name]
-    copy = tmp_path / "csrc"
-    shutil.copytree(ROOT / "csrc", copy)
-    source = (copy / "weight_only" / file).read_text()
-    assert right in source, "the kernels have changed: plant the bug anew"
-    (copy / "weight_only" / file).write_text(source.replace(right, wrong))
-    kernels = gpu.modules.copy()
-    try:
-        gpu.replace(copy / "weight_only" / unit)
-        with pytest.raises(Exception, match=r"assert|race|bounds|read"):
-            products(gpu)
-    finally:
-        gpu.modules = kernels
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(gpu: Gpu, tmp_path: Path, name: str) -> None:
+    source, file, *texts = FAULTS[name]
+    products(gpu)
+    fault = Fault(f"weight_only/{file}", *texts, f"weight_only/{source}")
+    if fault.found == "race":
+        gpu.reset(schedule="random", seed=1)
+    assert_found(gpu, fault, tmp_path, lambda: products(gpu))
 
 
 def test_every_line_of_every_kernel_ran(machine: Gpu, whole_file: None) -> None:
-    lines = [line for coverage in machine.coverage for line in coverage.report({})]
+    lines = report(machine.coverage, {})
     assert not lines, "\n".join(lines)
