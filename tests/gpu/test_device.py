@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import sparseq
-from sparseq import ops, sparse, testing
+from sparseq import ops, reference, sparse, testing
+from sparseq.nn import SparseQuantLayer, SparseQuantLinear
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -64,6 +65,64 @@ def weights(*shape, two_of_four):
     return weight * sparse.nm_mask(weight.float()) if two_of_four else weight
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_int8_products_of_every_float(dtype):
+    """x, residual and y."""
+    x, weight = torch.randn(17, 100).to(dtype), weights(33, 100, two_of_four=False)
+    scale, residual = torch.rand(33) * 0.01, torch.randn(17, 33).to(dtype)
+    for grid in ({"x_scale": torch.tensor([0.03])}, {}):
+        same(ops.int8_linear, x, weight, scale, bias=torch.randn(33), residual=residual, **grid)
+    images, taps = torch.randn(2, 8, 9, 7).to(dtype), weights(12, 8, 3, 3, two_of_four=True)
+    same(ops.int8_conv2d, images, taps, scale[:12], x_scale=torch.tensor([0.03]))
+
+
+def close(op, *arguments):
+    """Sums of rounded floats: the reference's in float64, within some of their last bits."""
+    got = op(*map(on_device, arguments))
+    assert got.device.type == DEVICE and got.dtype == arguments[0].dtype
+    wanted = getattr(reference, op.__name__)(*arguments)
+    rtol = 4 * torch.finfo(got.dtype).eps
+    torch.testing.assert_close(got.cpu(), wanted, rtol=rtol, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("columns, groups", [(4096, 1), (4096, 128), (1032, 129), (77, 7)])
+def test_int4_linear(rows, columns, groups, dtype):
+    packed = ops.pack_int4(torch.randint(-8, 8, (70, columns), dtype=torch.int8))
+    scale = torch.rand(70, groups) * 0.01
+    zero = torch.randint(-8, 8, (70, groups), dtype=torch.int32)
+    x = torch.randn(rows, columns).to(dtype)
+    for points, bias in ((zero, torch.randn(70)), (None, None)):
+        close(ops.int4_linear, x, packed, scale, points, bias)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("values_dtype", FLOATS)
+@pytest.mark.parametrize("rows", [1, 3, 40, 200])
+@pytest.mark.parametrize("columns", [4096, 1032, 77])
+def test_linear_24(rows, columns, values_dtype, dtype):
+    """Tiles made once give the bits of those made for the call."""
+    weight = torch.randn(70, columns) * 0.1
+    values, indices = ops.pack_24((weight * sparse_mask(weight)).to(values_dtype))
+    x, bias = torch.randn(rows, columns).to(dtype), torch.randn(70)
+    close(ops.linear_24, x, values, indices, bias)
+    there = [t.to(DEVICE) for t in (x, values, indices, bias)]
+    tiles = ops.tiles_24(*there[1:3], columns)
+    kept = ops.linear_24(*there, tiles)
+    rtol = 4 * torch.finfo(dtype).eps
+    wanted = ops.linear_24(x, values, indices, bias)
+    torch.testing.assert_close(kept.cpu(), wanted, rtol=rtol, atol=1e-4)
+    if rows > 8:
+        testing.assert_equal(kept.cpu(), ops.linear_24(*there).cpu())
+
+
+def sparse_mask(weight):
+    return sparse.nm_mask(torch.nn.functional.pad(weight, (0, -weight.shape[1] % 4)))[
+        :, : weight.shape[1]
+    ]
+
+
 @pytest.mark.parametrize("two_of_four", [False, True])
 @pytest.mark.parametrize("rows, depth, outputs", [(1, 64, 8), (17, 100, 33), (300, 768, 130)])
 @pytest.mark.parametrize("activation", ["none", "relu", "hardswish"])
@@ -112,5 +171,28 @@ def test_a_converted_network():
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10))
     x = torch.randn(4, 8, 8, 8)
     fast = convert(calibrate(prepare(model, plan), [x]) or model, x)
-    testing.assert_equal(fast.to(DEVICE)(x.to(DEVICE)).cpu(), fast.cpu()(x))
+    there = fast.to(DEVICE)
+    layers = [m for m in there.modules() if isinstance(m, SparseQuantLayer)]
+    assert [layer.kernel for layer in layers] == ["int8 2:4", "int8 2:4"]
+    assert all(layer.tiles.device.type == DEVICE for layer in layers)
+    results = [there(given.to(DEVICE)).cpu() for given in (x, x.half())]
+    for given, y in zip((x, x.half()), results, strict=True):
+        testing.assert_equal(y, fast.cpu()(given))
     assert sparseq.explain(fast).rows
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_int4_layers(dtype):
+    from torch import nn
+
+    from sparseq import Quant
+
+    for spec in (Quant(bits=4, axis=0), Quant(bits=4, axis=0, symmetric=False, group_size=32)):
+        layer = SparseQuantLinear.from_float(nn.Linear(256, 40), weight=spec, input=None)
+        for rows in (3, 200):
+            x = torch.randn(rows, 256).to(dtype)
+            wanted = layer.cpu()(x)
+            got = layer.to(DEVICE)(x.to(DEVICE))
+            assert layer.kernel == "int4" and layer.tiles.device.type == DEVICE
+            rtol = 4 * torch.finfo(dtype).eps
+            torch.testing.assert_close(got.cpu(), wanted, rtol=rtol, atol=1e-4)
