@@ -50,7 +50,11 @@ def test_an_exported_file(sparse_model, tmp_path):
     found = inspect(path)
     assert [row.name for row in found.rows] == ["stem", "grouped", "fc"]
     assert found.format == "onnx" and found.file_size == path.stat().st_size
-    assert [row.shape for row in found.rows] == [(8, 3, 3, 3), (16, 4, 3, 3), (10, 16)]
+    assert [row.shape for row in found.rows] == [
+        (8, 3, 3, 3),
+        (16, 4, 3, 3),
+        (16, 10),
+    ]  # MatMulInteger
     assert [row.bits for row in found.rows] == [8, 8, 8]
     assert [row.input_bits for row in found.rows] == [8, 8, 8]
     assert [row.two_of_four for row in found.rows] == [False, True, True]
