@@ -102,6 +102,11 @@ def onnx(
         2018, section 2.
     """
     opset = _check(model, example, target, exporter, opset, accuracy)
+    newest = require("onnx").defs.onnx_opset_version()
+    if opset > newest:
+        raise ValueError(
+            f"export.onnx: opset must be at most {newest}, which the installed onnx has, got {opset}"
+        )
     with atomic_path(
         path
     ) as temporary:  # first of all: a path that cannot be written fails at once
