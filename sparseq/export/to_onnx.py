@@ -105,7 +105,7 @@ def onnx(
     newest = require("onnx").defs.onnx_opset_version()
     if opset > newest:
         raise ValueError(
-            f"export.onnx: opset must be at most {newest}, which the installed onnx has, got {opset}"
+            f"export.onnx: opset must be at most {newest}, as the installed onnx has, got {opset}"
         )
     with atomic_path(
         path

@@ -57,7 +57,7 @@ def test_opsets_that_are_not_taken(opset, tmp_path):
 
 def test_an_older_onnx_package(monkeypatch, tmp_path):
     monkeypatch.setattr("onnx.defs.onnx_opset_version", lambda: 24)
-    with pytest.raises(ValueError, match="opset must be at most 24, which the installed onnx has"):
+    with pytest.raises(ValueError, match="opset must be at most 24, as the installed onnx has"):
         export.onnx(nn.Linear(4, 4), torch.randn(2, 4), tmp_path / "m.onnx", opset=25)
     assert not list(tmp_path.iterdir())
 
