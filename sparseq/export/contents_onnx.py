@@ -209,6 +209,9 @@ def _entry(graph: _Graph, node: Any, names: dict[str, str]) -> Entry:
     sparse = is_24(values, _input_axis(graph, node, values.ndim))
     shape = tuple(values.shape)
     macs = graph.macs(node, shape)
+    maker = graph.makers.get(node.input[position])
+    if "MatMul" in node.op_type and maker is not None and maker.op_type == "Transpose":
+        shape = shape[::-1]  # as it is stored: outputs first
     return Entry(name, node.op_type, shape, bits, input_bits, zeros, sparse, size, macs)
 
 

@@ -6,8 +6,9 @@ import json
 import math
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
+from sparseq.export.contents import is_24
 from sparseq.export.lower import Call
 from sparseq.nn import SparseQuantLayer
 from sparseq.quant import FakeQuantize
@@ -33,14 +34,6 @@ def check_accuracy(accuracy: object) -> None:
         raise ValueError(f"export.onnx: accuracy must be finite, got {accuracy!r}")
 
 
-def is_24(weight: Tensor) -> bool:
-    """Whether of every four neighbours along the input (dimension 1) two at least are zero."""
-    if weight.dim() < 2 or weight.numel() == 0 or weight.shape[1] % 4:
-        return False
-    groups = weight.movedim(1, -1).reshape(-1, 4)
-    return bool(((groups != 0).sum(1) <= 2).all())
-
-
 def plan_of(model: nn.Module, prepared: nn.Module) -> Plan | None:
     """The plan as the converted model has it: each layer's name -> Layer; None if it is float.
 
@@ -56,7 +49,8 @@ def plan_of(model: nn.Module, prepared: nn.Module) -> Plan | None:
     for name, module in model.named_modules():
         if isinstance(module, SparseQuantLayer):
             sparsity = masks.get(name)
-            if sparsity is None and is_24(module.weight_values):
+            values = module.weight_values.numpy(force=True)
+            if sparsity is None and values.shape[1] % 4 == 0 and is_24(values, 1):
                 sparsity = NM(2, 4)
             rules[name] = Layer(module.weight_spec, module.input_spec, sparsity)
         elif isinstance(getattr(module, "sparseq_layer", None), Layer):

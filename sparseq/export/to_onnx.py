@@ -21,6 +21,7 @@ from sparseq.export.view import as_converted, check_tensorrt, quantised_layers
 from sparseq.files import atomic_path
 
 DEFAULT_OPSET = 21  # the first with INT4
+LARGEST = 2**31 - 1  # bytes of one protobuf message
 
 
 def _check(
@@ -101,6 +102,11 @@ def onnx(
         2018, section 2.
     """
     opset = _check(model, example, target, exporter, opset, accuracy)
+    newest = require("onnx").defs.onnx_opset_version()
+    if opset > newest:
+        raise ValueError(
+            f"export.onnx: opset must be at most {newest}, as the installed onnx has, got {opset}"
+        )
     with atomic_path(
         path
     ) as temporary:  # first of all: a path that cannot be written fails at once
@@ -111,7 +117,7 @@ def onnx(
             integer, example.detach().cpu(), target, exporter, dynamic_batch, opset
         )
         built.metadata_props.update(metadata(integer, model, calls, target, exporter, accuracy))
-        proto = _checked(built, opset)
+        proto = _checked(built)
         temporary.write_bytes(proto.SerializeToString())
         if verify is False:
             return None
@@ -147,8 +153,13 @@ def _build(
     return traced, calls
 
 
-def _checked(model: Any, opset: int) -> Any:
+def _checked(model: Any) -> Any:
     """The ModelProto, with all shapes; onnx's checker has passed it."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    if size > LARGEST:
+        raise ValueError(
+            f"export.onnx: model must be smaller than 2 GiB in one ONNX file, got {size} bytes"
+        )
     onnx_package, ir = require("onnx"), require("onnx_ir")
     proto = onnx_package.shape_inference.infer_shapes(ir.to_proto(model), strict_mode=True)
     onnx_package.checker.check_model(proto, full_check=True)

@@ -185,6 +185,13 @@ def test_missing_packages(package, exporter, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_too_large_for_one_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("sparseq.export.to_onnx.LARGEST", 79)
+    with pytest.raises(ValueError, match="smaller than 2 GiB in one ONNX file, got 80 bytes"):
+        export.onnx(nn.Linear(4, 4), torch.randn(2, 4), tmp_path / "m.onnx", exporter="torchscript")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_torch_without_torchscript(tmp_path, monkeypatch):
     monkeypatch.setattr("sparseq.export.symbolics.available", lambda: False)
     monkeypatch.setattr("sparseq.export.trace.available", lambda: False)

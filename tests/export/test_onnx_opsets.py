@@ -55,6 +55,13 @@ def test_opsets_that_are_not_taken(opset, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_older_onnx_package(monkeypatch, tmp_path):
+    monkeypatch.setattr("onnx.defs.onnx_opset_version", lambda: 24)
+    with pytest.raises(ValueError, match="opset must be at most 24, as the installed onnx has"):
+        export.onnx(nn.Linear(4, 4), torch.randn(2, 4), tmp_path / "m.onnx", opset=25)
+    assert not list(tmp_path.iterdir())
+
+
 def test_int4_is_stored_in_bytes_before_21(tmp_path):
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(64, 64)), torch.randn(8, 64)
