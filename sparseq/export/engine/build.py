@@ -48,8 +48,8 @@ class _Built:
         kind = event["event"]
         if kind == "plan":
             self.plan = payload
-            for message in event["messages"]:
-                _log.warning("%s", message)
+            for message in dict.fromkeys(event["messages"]):
+                _log.info("%s", message)
         elif kind == "cache":
             self.cache = payload
         elif kind == "layers":
@@ -144,7 +144,8 @@ def _refusal(error: dict[str, Any], source: Source, settings: Settings) -> Excep
     if kind == "parse":
         return EngineBuildError(f"{CALLER}: {_parser_errors(error['errors'], source)}")
     if kind == "capability":
-        known = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in error["known"])
+        numbers = sorted((int(n[2:-1]), int(n[-1])) for n in error["known"])
+        known = ", ".join(f"{major}.{minor}" for major, minor in numbers)
         return ValueError(
             f"{CALLER}: compute_capabilities holds {error['capability']!r}, which this version of "
             f"{settings.runtime} does not know: it has {known}"
@@ -178,10 +179,16 @@ def _parser_errors(errors: Sequence[dict[str, str]], source: Source) -> str:
     return f"{'; '.join(told)}. {advice[0].upper()}{advice[1:]}."
 
 
-def _check_folder(path: str | os.PathLike[str]) -> None:
+def _check_folder(name: str, path: str | os.PathLike[str]) -> None:
     """OSError at once, not after a long build, where no file can be made."""
-    with tempfile.NamedTemporaryFile(dir=Path(path).parent):
-        pass
+    folder = Path(path).parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"{CALLER}: {name} cannot be written to the folder {str(folder)!r}: {error.strerror}"
+        ) from error
 
 
 def tensorrt(
@@ -253,9 +260,9 @@ def tensorrt(
         runtime=runtime,
         caller=CALLER,
     )
-    for path in (engine, timing_cache):
+    for name, path in (("engine", engine), ("timing_cache", timing_cache)):
         if path is not None:
-            _check_folder(path)
+            _check_folder(name, path)
     source.check()
     model = to_half(source) if half else Path(onnx).read_bytes()
     inspect = audit and settings.runtime == "tensorrt"

@@ -13,12 +13,13 @@ def installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def find_runtime(runtime: str | None, caller: str) -> str:
+def find_runtime(runtime: str | None, caller: str, must_be_installed: bool = True) -> str:
     """The module to use.
 
     Args:
         runtime: one of RUNTIMES, or None for the first that is installed.
         caller: what error messages begin with.
+        must_be_installed: False takes a runtime that is named for granted.
 
     Raises:
         ValueError: another name.
@@ -26,6 +27,8 @@ def find_runtime(runtime: str | None, caller: str) -> str:
     """
     if runtime is not None and runtime not in RUNTIMES:
         raise ValueError(f"{caller}: runtime must be one of {RUNTIMES} or None, got {runtime!r}")
+    if runtime and not must_be_installed:
+        return runtime
     for name in (runtime,) if runtime else RUNTIMES:
         if installed(name):
             return name

@@ -78,6 +78,7 @@ def checked_settings(
     hardware_compatibility: str | None,
     runtime: str | None,
     caller: str,
+    must_be_installed: bool = True,
 ) -> Settings:
     """Arguments of `tensorrt` and `trtexec_command` after their checks.
 
@@ -96,7 +97,7 @@ def checked_settings(
             f"{caller}: hardware_compatibility must be one of {HARDWARE} or None, got "
             f"{hardware_compatibility!r}"
         )
-    module = find_runtime(runtime, caller)
+    module = find_runtime(runtime, caller, must_be_installed)
     if module == "tensorrt" and capabilities:
         raise ValueError(
             f"{caller}: compute_capabilities is for TensorRT-RTX; TensorRT builds for the GPU that "

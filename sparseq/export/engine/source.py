@@ -72,7 +72,9 @@ class Source:
             onnx.checker.check_model(self.proto)
         except Exception as error:  # protobuf's and onnx's errors share no base class
             reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"{caller}: {str(path)!r} is not a sound ONNX file: {reason}") from error
+            raise ValueError(
+                f"{caller}: {str(path)!r} is not a sound ONNX file: {reason}"
+            ) from error
         graph = self.proto.graph
         self.constants = {t.name: t for t in graph.initializer}
         self.producers = {name: node for node in graph.node for name in node.output}
@@ -195,7 +197,7 @@ class Source:
         for node in self.proto.graph.node:
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
                 continue
-            where = self._where(node)
+            where = self.where(node)
             stored = self.array(node.input[0])
             if stored is not None and stored.dtype == np.int32:
                 raise ValueError(
@@ -217,6 +219,7 @@ class Source:
                     f"and TensorRT takes only 0; {_ADVICE}"
                 )
 
-    def _where(self, node: Any) -> str:
+    def where(self, node: Any) -> str:
+        """How to tell the user of a node."""
         layer = self.layer_of(node.name)
         return f"layer {layer}" if layer is not None else f"node {node.name}"
