@@ -35,7 +35,7 @@ __device__ __forceinline__ void load_8(const float* from, float (&to)[8]) {
   float half[4];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    load<4>(from + 4 * h, half);
+    load<4>(from + int64_t(4 * h), half);
 #pragma unroll
     for (int k = 0; k < 4; ++k) to[4 * h + k] = half[k];
   }

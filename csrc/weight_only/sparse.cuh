@@ -39,7 +39,7 @@ struct Eight<float> {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t at = picks.position(i);
-      const float* four = x + i / 2 * 4;
+      const float* four = x + (i < 2 ? 0 : 4);
       const float low = at & 1 ? four[1] : four[0], high = at & 1 ? four[3] : four[2];
       to[i] = at & 2 ? high : low;
     }
