@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -141,3 +141,64 @@ def inspect(
     console.print(table, soft_wrap=True)
     for key, value in found.facts.items():
         console.print(f"{key}: {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def engine(
+    onnx: Annotated[Path, typer.Argument(help="what export --target tensorrt wrote")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="engine; default: beside the ONNX file")
+    ] = None,
+    sparse: Annotated[bool, typer.Option(help="let 2:4 kernels run")] = True,
+    half: Annotated[bool, typer.Option(help="float16 for what is not quantised")] = False,
+    batch: Annotated[
+        str | None, typer.Option(help="smallest,usual,largest batch; default: 1,8,32")
+    ] = None,
+    workspace: Annotated[str | None, typer.Option(help="bytes for kernels, such as 2G")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="file of measured times")] = None,
+    compute_capability: Annotated[
+        list[str] | None, typer.Option(help="of a GPU, such as 8.6; may be repeated (RTX)")
+    ] = None,
+    hardware_compatibility: Annotated[
+        str | None, typer.Option(help="ampere_plus or same_compute_capability (TensorRT)")
+    ] = None,
+    runtime: Annotated[str | None, typer.Option(help="tensorrt or tensorrt_rtx")] = None,
+    allow_float: Annotated[
+        list[str] | None, typer.Option(help="layers that may run in float; may be repeated")
+    ] = None,
+    command: Annotated[
+        bool, typer.Option("--command", help="only print what to type for TensorRT's own tool")
+    ] = False,
+) -> None:
+    """Build a TensorRT engine and audit it: every quantised layer must run on integers."""
+    from sparseq import export as to
+
+    console = Console()
+    path = out or onnx.with_suffix(".engine")
+    with user_errors("tensorrt-rtx"):
+        options: dict[str, Any] = {
+            "sparse": sparse,
+            "batch": None if batch is None else given.shape(batch),
+            "workspace": None if workspace is None else given.size(workspace),
+            "timing_cache": timing_cache,
+            "compute_capabilities": compute_capability or None,
+            "hardware_compatibility": hardware_compatibility,
+        }
+        if command:
+            line = to.trtexec_command(onnx, path, runtime=runtime or "tensorrt", **options)
+            console.print(str(line), highlight=False, markup=False, soft_wrap=True)
+            return
+        try:
+            found = to.tensorrt(
+                onnx,
+                path,
+                half=half,
+                runtime=runtime,
+                progress=True,
+                allow_float=allow_float or (),
+                **options,
+            )
+        except (to.EngineBuildError, to.EngineAuditError) as error:
+            raise ValueError(str(error)) from error
+    console.print(str(found), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"wrote {path}", highlight=False, soft_wrap=True)
