@@ -151,7 +151,7 @@ def by_torchscript(
             input_names=["input"],
             output_names=["output"],
             dynamic_axes=axes,
-            custom_opsets={DOMAIN: 1},
+            custom_opsets={DOMAIN: 1} if layers else None,
         )
     return ir.from_proto(require("onnx").load_model_from_string(file.getvalue()))
 
