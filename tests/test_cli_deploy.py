@@ -1,6 +1,7 @@
 """`sparseq export`, `verify`, `inspect`: from a saved model to a checked file."""
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -125,3 +126,43 @@ def test_sizes(text, wanted):
 def test_bad_sizes():
     with pytest.raises(ValueError, match="size: must be a number of bytes"):
         given.size("a lot")
+
+
+@pytest.mark.skipif(not find_spec("tensorrt_rtx"), reason="tensorrt_rtx is not installed")
+def test_engine(tmp_path):
+    """Export for TensorRT, build, audit, inspect: the engine holds the file's integers."""
+    torch.manual_seed(0)
+    images = data.load("digits")
+    layer = Layer(weight=Quant(axis=0), input=Quant(), sparsity=NM(2, 4))
+    model = sparseq.prepare(models.build("small", 1, 10).eval(), Plan({"*": layer}))
+    sparseq.calibrate(model, [images.normalise(images.x_train[:64])])
+    fast = sparseq.convert(model)
+    sparseq.save(fast, tmp_path / "m.safetensors")
+    done = call(
+        "export", tmp_path / "m.safetensors", *NETWORK, "--data", "digits", "--target", "tensorrt"
+    )
+    assert done.exit_code == 0, done.output
+    file = tmp_path / "m.onnx"
+    done = call(
+        "engine", file, "--compute-capability", "8.6", "--batch", "1,4,8", "--workspace", "1G"
+    )
+    assert done.exit_code == 0, done.output
+    assert f"wrote {tmp_path / 'm.engine'}" in done.stdout and "blocks.5.conv2" in done.stdout
+    found = {row.name: row for row in sparseq.export.inspect(tmp_path / "m.engine").rows}
+    row, weight = found["blocks.5.conv2"], fast.blocks[5].conv2.weight_values
+    assert row.shape == tuple(weight.shape) and (row.bits, row.input_bits) == (8, 8)
+    assert row.two_of_four and row.zeros == pytest.approx(float((weight == 0).float().mean()))
+    assert row.macs == weight.numel() * 4  # 2 x 2 pixels
+    done = call("engine", file, "--command", "--batch", "1,4,8")
+    assert done.exit_code == 0 and "--maxShapes=input:8x1x8x8" in done.stdout
+    (tmp_path / "cut.engine").write_bytes((tmp_path / "m.engine").read_bytes()[:999])
+    for arguments, message in (
+        (["engine", file, "--compute-capability", "3.0"], "does not know"),
+        (["engine", file, "--batch", "4,1,2"], "batch"),
+        (["engine", file, "--workspace", "much"], "size: must be"),
+        (["engine", tmp_path / "none.onnx"], "none.onnx"),
+        (["inspect", tmp_path / "cut.engine"], "is no TensorRT-RTX engine"),
+    ):
+        done = call(*arguments)
+        assert done.exit_code == 2 and message in done.stderr, done.output
+        assert done.stderr.strip().count("\n") == 0  # after the progress bar's

@@ -137,7 +137,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
     Args:
         path: of an ONNX file (sparseq's or any other, external data beside it), or of a
-            safetensors file (`sparseq.save`'s or any other).
+            safetensors file (`sparseq.save`'s or any other), or of a TensorRT-RTX engine.
 
     Returns:
         The list; `print` shows it.
@@ -162,7 +162,14 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
         rows, facts = read(file)
         return Inspection("onnx", file.stat().st_size, rows, facts)
-    raise ValueError(f"inspect: path must name an .onnx or .safetensors file, got {str(path)!r}")
+    if file.suffix in (".engine", ".plan", ".trt"):
+        from sparseq.export.contents_engine import read
+
+        rows, facts = read(file)
+        return Inspection("engine", file.stat().st_size, rows, facts)
+    raise ValueError(
+        f"inspect: path must name an .onnx, .safetensors or .engine file, got {str(path)!r}"
+    )
 
 
 def plain(facts: dict[str, Any]) -> dict[str, str]:

@@ -169,7 +169,7 @@ def test_the_parsers_errors_name_the_layer(edit, tmp_path, monkeypatch):
     kind = {zero_point: "QuantizeLinear", int32_bias: "DequantizeLinear"}[edit]
     path = edited("demo", edit, tmp_path)
     with pytest.raises(
-        export.EngineBuildError, match=rf"does not take {kind} \(\w+\) at layer {LAYER}: \w+"
+        export.EngineBuildError, match=rf"does not take {kind} \([\w.]+\) at layer {LAYER}: \w+"
     ) as caught:
         build(path, tmp_path)
     assert "target='tensorrt'" in str(caught.value)

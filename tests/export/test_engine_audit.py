@@ -27,7 +27,7 @@ def test_the_plan_says_what_the_weights_are(tmp_path):
     products = [o for o in graph.operations if o.kind in ("corrltn", "fully_connected")]
     assert len(products) == 16
     assert all(operation.chosen_on_device for operation in products)
-    assert products[1].layers[0] == "node_conv2d_1"
+    assert products[1].layers[0] == "blocks.0.conv1.product"
     tensor = graph.tensors[products[1].inputs[1]]
     assert (tensor.dtype, tensor.dims) == ("int8", (32, 32, 3, 3))
     assert tensor.bytes == 32 * 32 * 9
@@ -70,7 +70,7 @@ class TestTheAuditIsNotFooled:
         """The operand's type is read from the operation that computes the layer."""
         data = engine.read_bytes()
         graph = read_plan(data)[0]
-        operation = next(o for o in graph.operations if o.name == "node_conv2d_3")
+        operation = next(o for o in graph.operations if o.name == f"{LAYER}.product")
         name = re.escape(operation.inputs[0].encode())
         pattern = rb'(name="' + name + rb'"[^\n]*type=)int8'
         changed, count = re.subn(pattern, rb"\1half", data)
@@ -79,7 +79,7 @@ class TestTheAuditIsNotFooled:
 
     def test_by_a_layer_that_is_not_there(self, engine):
         changed = engine.read_bytes().replace(
-            b'corrltn={ name="node_conv2d_3"', b'corrltn={ name="node_conv2d_X"'
+            b'corrltn={ name=f"{LAYER}.product"', b'corrltn={ name="blocks.1.conv1.producX"'
         )
         assert self.problems(changed) == {LAYER: "the engine has no operation of its name"}
 

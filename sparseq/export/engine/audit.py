@@ -176,7 +176,7 @@ class _GraphReader:
             node: operation
             for operation in graph.operations
             if operation.kind != "function"  # what is not a product: they carry the names, too
-            for node in operation.name.split("+")
+            for node in operation.nodes
         }
         self.pairs = [
             (self._weight(self.products[layer.node]), layer.weight)

@@ -69,6 +69,11 @@ class Operation:
     layers: tuple[str, ...]
     chosen_on_device: bool
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The ONNX nodes that it computes: TensorRT-RTX joins names, and numbers those it moved."""
+        return tuple(re.sub(r"_U\d+$", "", name) for name in self.name.split("+"))
+
 
 def _closing(text: str, start: int) -> int:
     """Where the bracket ends that was opened just before start."""
