@@ -79,7 +79,7 @@ class TestTheAuditIsNotFooled:
 
     def test_by_a_layer_that_is_not_there(self, engine):
         changed = engine.read_bytes().replace(
-            b'corrltn={ name=f"{LAYER}.product"', b'corrltn={ name="blocks.1.conv1.producX"'
+            b'corrltn={ name="blocks.1.conv1.product"', b'corrltn={ name="blocks.1.conv1.producX"'
         )
         assert self.problems(changed) == {LAYER: "the engine has no operation of its name"}
 

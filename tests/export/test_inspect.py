@@ -20,7 +20,7 @@ class Network(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
         self.grouped = nn.Conv2d(8, 16, 3, padding=1, groups=2)
-        self.fc = nn.Linear(10, 16)
+        self.fc = nn.Linear(16, 10)
 
     def forward(self, x):
         return self.fc(self.grouped(self.stem(x).relu()).relu().mean((2, 3)))
