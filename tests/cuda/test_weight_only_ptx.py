@@ -413,10 +413,15 @@ def products(gpu: Gpu) -> None:
             assert torch.equal(sparse.on(gpu, x), sparse.wanted(x))
 
 
+def test_without_a_fault_nothing_is_found(gpu: Gpu) -> None:
+    for schedule in ("lockstep", "random"):
+        gpu.reset(schedule=schedule, seed=1)
+        products(gpu)
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found(gpu: Gpu, tmp_path: Path, name: str) -> None:
     source, file, *texts = FAULTS[name]
-    products(gpu)
     fault = Fault(f"weight_only/{file}", *texts, f"weight_only/{source}")
     if fault.found == "race":
         gpu.reset(schedule="random", seed=1)
