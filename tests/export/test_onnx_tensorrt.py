@@ -77,6 +77,22 @@ def test_full_range_products_are_verified_exactly(tmp_path):
     assert report.passed and report.max_difference == 0
 
 
+@pytest.mark.parametrize("batch", [(8,), (4, 8)])
+def test_full_range_linear_layers_are_verified_exactly(batch, tmp_path):
+    """As a float graph: ONNX Runtime's own kernels for int8 x int8 saturate without VNNI."""
+    model = nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 8)).eval()
+    with torch.no_grad():
+        for index in (0, 2):
+            model[index].weight.fill_(1.0)
+            model[index].weight[3:].neg_()
+    x = torch.rand(*batch, 64)
+    sparseq.calibrate(sparseq.prepare(model, SYMMETRIC), [x])
+    given = {"target": "tensorrt", "exporter": "torchscript"}
+    report = export.onnx(model, x, tmp_path / "m.onnx", **given)
+    assert report.passed and report.max_difference <= 1
+    assert report.output_difference < 1e-4
+
+
 def test_a_changed_weight_is_caught(tmp_path):
     import onnx
 
