@@ -106,8 +106,8 @@ class _Comparison:
                 self.readers.setdefault(values["input"], name)
         outputs = [v["output"] for v in self.values.values() if v["output"] != "output"]
         self.capture = Capture(model, list(self.values))
-        # a file for TensorRT is held to what it says, not to ONNX Runtime's kernels for int8 x int8,
-        # which saturate on CPUs without VNNI
+        # a file for TensorRT is held to what it says, not to ONNX Runtime's kernels for
+        # int8 x int8, which saturate on CPUs without VNNI
         own = metadata.get("sparseq_target") != "tensorrt"
         self.free = session(proto, optimise=own)
         exposed = expose(proto, list(self.readers), list(self.readers))

@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import onnx
 import pytest
 from engine_cases import exported, needs_rtx
 
@@ -33,6 +34,12 @@ def test_tensorrt_is_missing(tmp_path, monkeypatch):
         ({"compute_capabilities": ("eight",)}, ValueError, "compute_capabilities"),
         ({"runtime": "tflite"}, ValueError, "runtime must be one of"),
         ({"hardware_compatibility": "all"}, ValueError, "hardware_compatibility"),
+        ({"hardware_compatibility": "ampere_plus"}, ValueError, "RTX has no hardware_compatib"),
+        ({"timing_cache": "t.cache"}, ValueError, "TensorRT-RTX has no timing_cache"),
+        ({"compute_capabilities": "8.6"}, ValueError, "different strings like '8.6'"),
+        ({"compute_capabilities": ()}, ValueError, "different strings like '8.6'"),
+        ({"compute_capabilities": ("8.6", "8.6")}, ValueError, "different strings"),
+        ({"allow_float": "fc"}, TypeError, "allow_float must be a sequence of names, got 'fc'"),
     ],
 )
 def test_arguments(options, error, message, tmp_path):
@@ -55,6 +62,57 @@ def test_files(tmp_path):
     with pytest.raises(OSError, match="no such"):
         export.tensorrt(path, tmp_path / "no such" / "m.engine", runtime="tensorrt_rtx")
     assert [p.name for p in tmp_path.iterdir()] == ["cut.onnx"]
+
+
+def test_compute_capabilities_are_for_rtx():
+    with pytest.raises(ValueError, match="TensorRT builds for the GPU that it runs on"):
+        export.trtexec_command(exported("demo")[1], "m.engine", compute_capabilities=["8.6"])
+
+
+def test_open_and_fixed_sizes(tmp_path):
+    """A batch for a file without one, a file in which another size is open, and no profile."""
+    proto = onnx.load(exported("demo")[1])
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    del proto.graph.value_info[:], proto.graph.output[0].type.tensor_type.shape.dim[:]
+    dims[0].dim_value = 2
+    onnx.save(proto, tmp_path / "fixed.onnx")
+    with pytest.raises(
+        ValueError, match=r"batch is \(1, 2, 4\), but .* fixed at 2; export with dyn"
+    ):
+        export.trtexec_command(tmp_path / "fixed.onnx", "m.engine", batch=(1, 2, 4))
+    command = export.trtexec_command(tmp_path / "fixed.onnx", "m.engine", batch=(2, 2, 2))
+    assert not any("Shapes" in word for word in command)
+    dims[2].dim_param = "height"
+    onnx.save(proto, tmp_path / "open.onnx")
+    with pytest.raises(ValueError, match=r"only the batch may be open, but the input 'input' is"):
+        export.trtexec_command(tmp_path / "open.onnx", "m.engine")
+
+
+@needs_rtx
+def test_a_folder_without_permission(tmp_path, monkeypatch):
+    """Told before the build."""
+
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("sparseq.export.engine.build.tempfile.NamedTemporaryFile", refuse)
+    monkeypatch.setattr("sparseq.export.engine.build._run_worker", None)
+    with pytest.raises(PermissionError, match=r"engine cannot be written to .*: Permission denied"):
+        export.tensorrt(exported("demo")[1], tmp_path / "m.engine", runtime="tensorrt_rtx")
+
+
+@needs_rtx
+def test_a_full_disk(tmp_path, monkeypatch):
+    def full(self, data):
+        with self.open("wb") as file:
+            file.write(data[:100])
+        raise OSError(28, "No space left on device")
+
+    _, path = exported("demo")
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        export.tensorrt(path, tmp_path / "m.engine", runtime="tensorrt_rtx")
+    assert not list(tmp_path.iterdir())
 
 
 SHAPES = [f"--{w}Shapes=input:{n}x3x32x32" for w, n in (("min", 1), ("opt", 4), ("max", 8))]

@@ -166,3 +166,49 @@ def test_engines_that_cannot_be_loaded(path, tmp_path):
         export.Engine(path, runtime="tensorrt")
     with pytest.raises(ValueError, match="runtime must be one of"):
         export.Engine(path, runtime="tflite")
+
+
+@pytest.mark.parametrize(
+    ("method", "result", "message"),
+    [
+        ("set_input_shape", False, r"TensorRT refuses \(2, 3\) for input 'x'"),
+        ("get_tensor_shape", (-1, 3), "the shape of output 'y' depends on the values"),
+        ("execute_async_v3", False, "TensorRT did not run"),
+    ],
+)
+def test_what_fails_in_a_run(path, method, result, message, monkeypatch):
+    engine = export.Engine(path, runtime="tensorrt")
+    monkeypatch.setattr(Context, method, lambda *_: result)
+    with pytest.raises(RuntimeError, match=message):
+        engine(torch.randn(2, 3))
+
+
+def test_no_memory_and_strange_types(path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Deserialised, "get_tensor_dtype", lambda self, name: "fp4")
+        with pytest.raises(RuntimeError, match="'x' is fp4, which torch has no type for"):
+            export.Engine(path, runtime="tensorrt")
+    monkeypatch.setattr(Deserialised, "create_execution_context", lambda self: None)
+    with pytest.raises(RuntimeError, match="no memory or kernels to run"):
+        export.Engine(path, runtime="tensorrt")
+
+
+def test_several_outputs(path, monkeypatch):
+    monkeypatch.setattr(Deserialised, "num_io_tensors", 3)
+    monkeypatch.setattr(Deserialised, "get_tensor_name", lambda self, index: "xyz"[index])
+    engine = export.Engine(path, runtime="tensorrt")
+    x = torch.randn(2, 3)
+    results = engine(x)
+    assert list(results) == ["y", "z"] and torch.equal(results["y"], 2 * x)
+    assert results["z"].data_ptr() == engine._context.addresses["z"]
+
+
+def test_the_device(path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    engine = object.__new__(export.Engine)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert engine._find_device(None) == torch.device("cuda:1")
+    assert engine._find_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(ValueError, match="device must be a CUDA device, got cpu"):
+        engine._find_device("cpu")
