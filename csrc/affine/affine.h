@@ -66,7 +66,10 @@ struct Counted {
   const float* inverse = nullptr;  // [width]
   const float* first = nullptr;    // [width]
   float half = 0;                  // bins / 2; a column has bins + 1 counters, the last for NaN
+  uint16_t* places = nullptr;      // for bins up to 32768: [width * kBlockPitch] to write bins down, or null
 };
+constexpr int64_t kBlockRows = 512;               // with places, this many rows at once:
+constexpr int64_t kBlockPitch = kBlockRows + 16;  // apart in the cache's sets
 
 struct Kernels {
   Isa isa;

@@ -15,7 +15,7 @@ constexpr int64_t kGrain = 32768;         // elements: some 30 us of work, well 
 constexpr int64_t kLanes = 16;            // what a kernel takes at once
 constexpr int64_t kCopies = 4;            // sets of counters at most
 constexpr int64_t kCached = 8192;         // counters that the first-level cache holds
-constexpr int64_t kTile = 65536;          // counters of a tile: they may fill half of a second-level cache
+constexpr int64_t kTile = 131072;          // counters of a tile: they may fill half of a second-level cache
 constexpr int64_t kAtOnce = int64_t{1} << 31;  // elements counted in 32 bits
 
 // How the work is cut. Runs of at least kLanes neighbours: a task counts one channel, or a part of its elements.
@@ -33,7 +33,10 @@ struct Plan {
       positions = per_channel;
     }
     tiles = (layout.channels + tile - 1) / tile;
-    while (copies < kCopies && 2 * copies * tile * bins <= kCached) copies *= 2;
+    // copies are to be cleared and added up too
+    const int64_t few = std::min(kCached, layout.numel() / tiles / 4);
+    while (copies < kCopies && 2 * copies * tile * bins <= few) copies *= 2;
+    written_down = by_columns && tile * bins > kCached && bins < kMaxBins;
     const int64_t per_position = layout.numel() / std::max<int64_t>(tiles * positions, 1);
     const int64_t least = std::max(kGrain, 8 * tile * bins);  // elements worth a set of counters of their own
     const int64_t threads = torch::stable::get_num_threads();
@@ -52,6 +55,7 @@ struct Plan {
   int64_t tile = 1, tiles = 1;  // channels of a task
   int64_t joined = 1;           // rows that a kernel takes as one
   int64_t copies = 1;
+  bool written_down = false;  // by columns: as Counted's places
   int64_t positions = 0, each = 1, parts = 1;  // rows, or elements of a channel; those of a part
 };
 
@@ -65,6 +69,7 @@ class Counter {
         limit_(limit),
         counts_(size_t(plan.tile * plan.copies * plan.pitch())) {
     const int64_t inner = plan.layout.inner, width = plan.by_columns ? plan.joined * plan.tile * inner : kLanes;
+    if (plan.written_down) places_.resize(size_t(width * kBlockPitch));
     inverse_.resize(size_t(width));
     first_.resize(size_t(width));
     for (int64_t i = 0; i < width; ++i) {
@@ -111,23 +116,21 @@ class Counter {
   }
 
   void run(int64_t rows, int64_t width, int64_t stride, int64_t at) {
-    kernel_({rows, width, stride, inverse_.data(), first_.data(), float(plan_.bins / 2)}, x_, at, counts_.data());
+    kernel_({rows, width, stride, inverse_.data(), first_.data(), float(plan_.bins / 2),
+             plan_.written_down ? places_.data() : nullptr},
+            x_, at, counts_.data());
   }
 
   // A channel's counters into its row of the result; they are zero again afterwards.
   void flush(int64_t channel, int64_t* out) {
     uint32_t* from = counts_.data() + channel * plan_.copies * plan_.pitch();
-    if (plan_.parts == 1) {
+    for (int64_t k = 1; k < plan_.copies; ++k)  // at most kAtOnce in all
+      for (int64_t i = 0; i < plan_.bins; ++i) from[i] += from[k * plan_.pitch() + i];
+    if (plan_.parts == 1)
       for (int64_t i = 0; i < plan_.bins; ++i) out[i] = from[i];
-      for (int64_t k = 1; k < plan_.copies; ++k)
-        for (int64_t i = 0; i < plan_.bins; ++i) out[i] += from[k * plan_.pitch() + i];
-    } else {
-      for (int64_t i = 0; i < plan_.bins; ++i) {
-        int64_t sum = 0;
-        for (int64_t k = 0; k < plan_.copies; ++k) sum += from[k * plan_.pitch() + i];
-        if (sum) __atomic_fetch_add(out + i, sum, __ATOMIC_RELAXED);
-      }
-    }
+    else
+      for (int64_t i = 0; i < plan_.bins; ++i)
+        if (from[i]) __atomic_fetch_add(out + i, int64_t(from[i]), __ATOMIC_RELAXED);
     std::fill_n(from, plan_.copies * plan_.pitch(), 0);
   }
 
@@ -137,6 +140,7 @@ class Counter {
   const float* limit_;
   std::vector<float> inverse_, first_;
   std::vector<uint32_t> counts_;
+  std::vector<uint16_t> places_;
 };
 
 Tensor histogram_cpu(const Tensor& x, const Tensor& limit, int64_t bins, std::optional<int64_t> axis,

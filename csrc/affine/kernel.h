@@ -236,35 +236,13 @@ void minmax(const Reduction& r, const void* x, Pair* partials, int64_t begin, in
   reduce(r, MinMax<T>{static_cast<const T*>(x)}, [](int64_t, int64_t) { return 0; }, partials, begin, end);
 }
 
-template <class T>
-void histogram(const Counted& c, const void* x, int64_t begin, uint32_t* counts) {
-  const T* p = static_cast<const T*>(x) + begin;
-  const formula::Bins<Vec> bins{Vec::set1(c.half), Vec::set1(0), Vec::set1(1),
-                                Vec::set1(std::numeric_limits<float>::infinity())};
-  const auto add = [&](Vec v, Vec inverse, Vec first, int64_t n) {
-    alignas(64) int32_t at[16];
-    (formula::bin(v, inverse, bins) + first).store(at);
-    if (n == 16) {
-#pragma GCC unroll 16
-      for (int l = 0; l < 16; ++l) ++counts[at[l]];
-    } else {
-      for (int l = 0; l < n; ++l) ++counts[at[l]];
-    }
-  };
-  if (c.width == 16) {
-    const Vec inverse = Vec::load(c.inverse), first = Vec::load(c.first);
-    for (int64_t row = 0; row < c.rows; ++row) add(Vec::load(p + row * c.stride), inverse, first, 16);
-    return;
-  }
-  for (int64_t row = 0; row < c.rows; ++row, p += c.stride) {
-    int64_t i = 0;
-    for (; i + 16 <= c.width; i += 16) add(Vec::load(p + i), Vec::load(c.inverse + i), Vec::load(c.first + i), 16);
-    if (i < c.width) {
-      const int64_t n = c.width - i;
-      add(load_some(p + i, n), load_some(c.inverse + i, n), load_some(c.first + i, n), n);
-    }
-  }
-}
+}  // namespace
+}  // namespace sparseq::affine
+
+#include "histogram_kernel.h"
+
+namespace sparseq::affine {
+namespace {
 
 constexpr Kernels make_kernels(Isa isa) {
   return {isa,
