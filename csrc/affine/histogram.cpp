@@ -11,11 +11,11 @@
 namespace sparseq::affine {
 namespace {
 
-constexpr int64_t kGrain = 32768;         // elements: some 30 us of work, well over a thread's wake-up
-constexpr int64_t kLanes = 16;            // what a kernel takes at once
-constexpr int64_t kCopies = 4;            // sets of counters at most
-constexpr int64_t kCached = 8192;         // counters that the first-level cache holds
-constexpr int64_t kTile = 131072;          // counters of a tile: they may fill half of a second-level cache
+constexpr int64_t kGrain = 32768;              // elements: some 30 us of work, well over a thread's wake-up
+constexpr int64_t kLanes = 16;                 // what a kernel takes at once
+constexpr int64_t kCopies = 4;                 // sets of counters at most
+constexpr int64_t kCached = 8192;              // counters that the first-level cache holds
+constexpr int64_t kTile = 131072;              // counters of a tile: they may fill half of a second-level cache
 constexpr int64_t kAtOnce = int64_t{1} << 31;  // elements counted in 32 bits
 
 // How the work is cut. Runs of at least kLanes neighbours: a task counts one channel, or a part of its elements.
@@ -55,7 +55,7 @@ struct Plan {
   int64_t tile = 1, tiles = 1;  // channels of a task
   int64_t joined = 1;           // rows that a kernel takes as one
   int64_t copies = 1;
-  bool written_down = false;  // by columns: as Counted's places
+  bool written_down = false;                   // by columns: as Counted's places
   int64_t positions = 0, each = 1, parts = 1;  // rows, or elements of a channel; those of a part
 };
 
