@@ -15,35 +15,35 @@ constexpr int64_t kGrain = 32768;              // elements: some 30 us of work, 
 constexpr int64_t kLanes = 16;                 // what a kernel takes at once
 constexpr int64_t kCopies = 4;                 // sets of counters at most
 constexpr int64_t kCached = 8192;              // counters that the first-level cache holds
-constexpr int64_t kTile = 131072;              // counters of a tile: they may fill half of a second-level cache
+constexpr int64_t kTile = 131072;              // counters of a tile: they may fill a second-level cache
+constexpr int64_t kWidth = 256;                // columns of a tile
 constexpr int64_t kAtOnce = int64_t{1} << 31;  // elements counted in 32 bits
 
 // How the work is cut. Runs of at least kLanes neighbours: a task counts one channel, or a part of its elements.
 // Shorter ones: x is rows of channels * inner columns; a task counts a tile of channels in some of the rows.
 struct Plan {
   Plan(const Layout& l, int64_t bin_count) : layout(l), bins(bin_count), by_columns(l.inner < kNarrow) {
-    int64_t per_channel = layout.outer * layout.inner;
+    positions = by_columns ? layout.outer : layout.outer * layout.inner;
     if (by_columns) {
-      tile = std::max(kLanes, kTile / bins / kLanes * kLanes);
-      tile = std::min(tile, layout.channels);
+      const int64_t room = std::max(kLanes, std::min(kTile / bins, kWidth / layout.inner) / kLanes * kLanes);
+      tile = std::min(room, layout.channels);
+      written_down = layout.outer >= kLanes && tile * bins > kCached && bins < kMaxBins;
       // rows that lie side by side are joined until vectors fill them
-      if (tile == layout.channels) joined = kLanes / std::gcd(kLanes, tile * layout.inner);
-      positions = layout.outer;
-    } else {
-      positions = per_channel;
+      const int64_t width = tile * layout.inner;
+      if (tile == layout.channels) joined = kLanes / std::gcd(kLanes, width);
+      while (written_down && joined > 1 && joined * width > kWidth) joined /= 2;
     }
     tiles = (layout.channels + tile - 1) / tile;
     // copies are to be cleared and added up too
     const int64_t few = std::min(kCached, layout.numel() / tiles / 4);
     while (copies < kCopies && 2 * copies * tile * bins <= few) copies *= 2;
-    written_down = by_columns && tile * bins > kCached && bins < kMaxBins;
-    const int64_t per_position = layout.numel() / std::max<int64_t>(tiles * positions, 1);
-    const int64_t least = std::max(kGrain, 8 * tile * bins);  // elements worth a set of counters of their own
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t wanted = tiles < 4 * threads && threads > 1 ? 4 * threads / tiles : 1;
-    const int64_t parts_wanted = std::clamp<int64_t>(positions * per_position / least, 1, wanted);
-    each = std::min((positions + parts_wanted - 1) / parts_wanted,
-                    std::max<int64_t>(1, kAtOnce / std::max<int64_t>(1, per_position)));
+
+    // several parts of a tile where tiles alone leave threads without work, each worth counters of its own
+    const int64_t threads = torch::stable::get_num_threads(), per_tile = layout.numel() / tiles;
+    const int64_t wanted = threads > 1 ? std::max<int64_t>(1, 4 * threads / tiles) : 1;
+    const int64_t worth = std::clamp<int64_t>(per_tile / std::max(kGrain, 8 * tile * bins), 1, wanted);
+    const int64_t at_once = std::max<int64_t>(1, kAtOnce / (by_columns ? layout.inner : 1));
+    each = std::min((positions + worth - 1) / worth, at_once);
     parts = (positions + each - 1) / each;
   }
   // Counters of a column; a cache line more than the bins keeps copies apart in the cache's sets.

@@ -27,7 +27,8 @@ def histogram(
 ) -> Tensor:
     """Count values in bins of equal width over `[-limit, limit)`, in one pass.
 
-        counts[c, i] = how many x of channel c have clamp(floor(x / limit_c * h) + h, 0, bins - 1) = i
+        counts[c, i] = how many x of channel c have
+                       clamp(floor(x / limit_c * h) + h, 0, bins - 1) = i
 
     with `h = bins / 2`. The first and the last bin also count what lies beyond the limit,
     infinities among it; NaN is not counted. Limits are powers of two, so that every value falls

@@ -1,4 +1,4 @@
-"""quantize, dequantize, fake_quantize and their gradients, minmax, histogram, INT4 packing: defined."""
+"""The affine ops and their gradients, minmax, histogram, INT4 packing: defined."""
 
 from __future__ import annotations
 
