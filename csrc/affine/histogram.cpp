@@ -1,11 +1,11 @@
 // histogram on the CPU: one pass over x, each thread with 32-bit counters of its own, added up in 64 bits.
 //
-// What it costs is one increment a value, about a nanosecond: a load, an addition and a store that the next increment
-// of the same counter waits for. Neighbours of one channel therefore count in `copies` sets of counters in turn, as
-// long as these stay in the first-level cache.
+// The floor is x's bytes at the speed of a copy. What it costs is one increment a value, 0.8 ns at 3 GHz: a load, an
+// addition and a store that the next increment of the same counter waits for. Neighbours of one channel therefore
+// count in `copies` sets of counters in turn, as long as these stay in the first-level cache. Many channels side by
+// side need more counters than that: their bins are written down first, and each channel is counted by itself.
 #include "histogram.h"
 
-#include <cstring>
 #include <numeric>
 
 namespace sparseq::affine {
@@ -149,7 +149,7 @@ Tensor histogram_cpu(const Tensor& x, const Tensor& limit, int64_t bins, std::op
   const Histogram h = histogram_of(x, limit, bins, axis, group_size);
   Tensor counts = fresh(h.shape, ScalarType::Long, sizeof(int64_t), false);
   auto* to = static_cast<int64_t*>(counts.mutable_data_ptr());
-  const auto clear = [&] { std::memset(to, 0, size_t(counts.numel()) * sizeof(int64_t)); };
+  const auto clear = [&] { std::fill_n(to, counts.numel(), 0); };
   if (x.numel() == 0) {
     clear();
     return counts;
