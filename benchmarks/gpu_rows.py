@@ -258,6 +258,18 @@ def _range(size: int, device: Device) -> GpuRow:
     )
 
 
+def _histogram(size: int, device: Device) -> GpuRow:
+    x = torch.randn(size, size, device=device)
+    limit = torch.tensor(8.0, device=device)
+    return GpuRow(
+        f"histogram of 2048 bins {size}x{size}",
+        lambda: ops.histogram(x, limit, 2048),
+        lambda: _same(ops.histogram, x, limit, 2048),
+        moved=4 * x.numel(),
+        peers={"torch.histc": lambda: torch.histc(x, 2048, -8, 8)},
+    )
+
+
 def _mask(size: int, device: Device) -> GpuRow:
     weight = torch.randn(size, size, device=device)
 
@@ -304,5 +316,5 @@ def rows(small: bool) -> Iterator[Callable[[Device], GpuRow]]:
         yield partial(_forward, size, flag)
     for flag in (False, True):
         yield partial(_training, size, flag)
-    for make in (_bytes, _range, _mask, _pack):
+    for make in (_bytes, _range, _histogram, _mask, _pack):
         yield partial(make, size)

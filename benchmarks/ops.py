@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy
 import product_rows
 import pytest
 import torch
@@ -29,6 +30,7 @@ class _Inputs:
         self.scale = torch.tensor(0.02)
         self.scales = torch.rand(SIZE) * 0.01 + 0.015
         self.zeros = torch.zeros(SIZE, dtype=torch.int32)
+        self.limits = torch.full((SIZE,), 8.0)
         self.q = ops.quantize(self.x, self.scale, None, -128, 127)
         self.nibbles = ops.quantize(self.x, self.scale, None, -8, 7)
         self.packed = ops.pack_int4(self.nibbles)
@@ -202,6 +204,33 @@ def rows() -> dict[str, list[Row]]:
                 same("minmax", i.small, 0),
                 {"torch.aminmax(dim=1)": lambda: torch.aminmax(i.x, dim=1)},
                 moved=size,
+            ),
+        ],
+        # torch has no histogram a channel; numpy's and torch.histogram's bins are not always exact
+        "histogram": [
+            Row(
+                "histogram of 2048 bins per tensor",
+                lambda: ops.histogram(i.x, 8.0, 2048),
+                same("histogram", i.small, torch.tensor(8.0), 2048),
+                {
+                    "torch.histc": lambda: torch.histc(i.x, 2048, -8, 8),
+                    "torch.histogram": lambda: torch.histogram(i.x, 2048, range=(-8.0, 8.0)),
+                    "torch.bincount": lambda: torch.bincount(
+                        (i.x * 128).floor_().clamp_(-1024, 1023).add_(1024).long().flatten()
+                    ),
+                    "numpy.histogram": lambda: numpy.histogram(i.x.numpy(), 2048, (-8, 8)),
+                    **copy,
+                },
+                moved=size,
+                rounds=5,
+            ),
+            Row(
+                "histogram of 2048 bins per channel",
+                lambda: ops.histogram(i.x, i.limits, 2048, 0),
+                same("histogram", i.small, i.limits[: len(i.small)], 2048, 0),
+                {"torch.histc": lambda: [torch.histc(row, 2048, -8, 8) for row in i.x], **copy},
+                moved=size + SIZE * 2048 * 8,
+                rounds=5,
             ),
         ],
         "pack_int4": [

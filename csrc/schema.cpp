@@ -26,6 +26,7 @@ STABLE_TORCH_LIBRARY(sparseq, m) {
       "fake_quantize_learned_backward(Tensor grad, Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int "
       "quant_max, int? axis, int? group_size, float grad_factor) -> (Tensor, Tensor, Tensor)");
   m.def("minmax(Tensor x, int? axis, int? group_size) -> (Tensor, Tensor)");
+  m.def("histogram(Tensor x, Tensor limit, int bins, int? axis, int? group_size) -> Tensor");
   m.def("pack_int4(Tensor q) -> Tensor");
   m.def("unpack_int4(Tensor packed, int columns, bool signed) -> Tensor");
   // gemm

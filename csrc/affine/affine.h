@@ -59,6 +59,18 @@ struct Pair {
   float first, second;
 };
 
+// What one call of a histogram kernel counts: rows of `width` neighbours, `stride` elements from one to the next. A
+// column has its 1 / limit, and its counters at `first`, a whole number below 2^24: a bin of it is counted there.
+struct Counted {
+  int64_t rows = 0, width = 0, stride = 0;
+  const float* inverse = nullptr;  // [width]
+  const float* first = nullptr;    // [width]
+  float half = 0;                  // bins / 2; a column has bins + 1 counters, the last for NaN
+  uint16_t* places = nullptr;      // for bins up to 32768: [width * kBlockPitch] to write bins down, or null
+};
+constexpr int64_t kBlockRows = 512;               // with places, this many rows at once:
+constexpr int64_t kBlockPitch = kBlockRows + 16;  // apart in the cache's sets
+
 struct Kernels {
   Isa isa;
   // Elementwise, over the flat range [begin, end).
@@ -71,6 +83,8 @@ struct Kernels {
   void (*learned_backward[kDTypes])(const Problem&, const Reduction&, const void* grad, const void* x, void* grad_x,
                                     Pair* partials, int64_t begin, int64_t end);
   void (*minmax[kDTypes])(const Reduction&, const void* x, Pair* partials, int64_t begin, int64_t end);
+  // The elements from `begin` on, as `Counted` says.
+  void (*histogram[kDTypes])(const Counted&, const void* x, int64_t begin, uint32_t* counts);
 };
 
 const Kernels& kernels_scalar();

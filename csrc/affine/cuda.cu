@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "../core/cuda.h"
+#include "histogram.h"
 #include "int4.h"
 #include "launch.h"
 #include "operands.h"
@@ -120,6 +121,18 @@ std::tuple<Tensor, Tensor> minmax_cuda(const Tensor& x, Axis axis, Axis group_si
   return {low, high};
 }
 
+Tensor histogram_cuda(const Tensor& x, const Tensor& limit, int64_t bins, Axis axis, Axis group_size) {
+  const DType type = float_dtype("histogram", "x", x.scalar_type());
+  const OnDevice device(x);
+  const Histogram h = histogram_of(x, limit, bins, axis, group_size);
+  Tensor counts = empty_on(x, h.shape, ScalarType::Long);
+  cuda::histogram(type, h.arranged.layout, h.arranged.x.const_data_ptr(),
+                  static_cast<const float*>(h.limit.const_data_ptr()), bins, limit.numel(),
+                  static_cast<int64_t*>(counts.mutable_data_ptr()), device.stream());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return counts;
+}
+
 Tensor pack_int4_cuda(const Tensor& q) {
   const OnDevice device(q);
   const Int4 o = int4_to_pack(q);
@@ -149,6 +162,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparseq, CUDA, m) {
   m.impl("fake_quantize_backward", TORCH_BOX(&backward_cuda));
   m.impl("fake_quantize_learned_backward", TORCH_BOX(&learned_backward_cuda));
   m.impl("minmax", TORCH_BOX(&minmax_cuda));
+  m.impl("histogram", TORCH_BOX(&histogram_cuda));
   m.impl("pack_int4", TORCH_BOX(&pack_int4_cuda));
   m.impl("unpack_int4", TORCH_BOX(&unpack_int4_cuda));
 }

@@ -1,11 +1,11 @@
 // The numbers contract of the affine ops, written once for every machine: V is sixteen lanes on a CPU
-// and one float on a GPU. Needs Vec-like operators and round, min, max, ordered, between, select, keep.
+// and one float on a GPU. Needs Vec-like operators and round, floor, min, max, ordered, between, select, keep.
 //
 //   quantize        q  = clamp(rne(x / scale) + zero, quant_min, quant_max)      (NaN -> zero)
 //   dequantize      y  = (q - zero) * scale
 //   fake_quantize   y  = dequantize(quantize(x)), bit for bit
 //
-// All of it is done relative to the zero point (low = quant_min - zero, high = quant_max - zero), where
+// All of these are relative to the zero point (low = quant_min - zero, high = quant_max - zero), where
 // clamping happens before anything is added: huge x and inf saturate instead of wrapping.
 #pragma once
 
@@ -69,6 +69,23 @@ SPARSEQ_INLINE V learned_backward(V grad, V x, const Params<V>& p, V& scale_sum,
   scale_sum = scale_sum + grad * select(inside, v - t, clamp_steps(v, p));
   outside_sum = outside_sum + select(inside, p.zero - p.zero, grad);
   return passed;
+}
+
+// What a histogram's bins need beside a limit: half = bins / 2, the rest constants.
+template <class V>
+struct Bins {
+  V half, zero, one, infinity;
+};
+
+// clamp(floor(x / limit * half) + half, 0, bins - 1) as a number, `bins` for NaN. The limit is a power of two, inverse
+// = 1 / limit, so that products are exact as long as they are normal. Below that only the sign of x counts, and is
+// looked at: a small negative x over a great limit may have become -0.
+template <class V>
+SPARSEQ_INLINE V bin(V x, V inverse, const Bins<V>& b) {
+  const V t = x * inverse * b.half;
+  const V most = select(between(x, b.zero, b.infinity), b.half, b.zero) - b.one;
+  const V i = max(min(floor(t), most), b.zero - b.half) + b.half;
+  return select(ordered(t), i, b.half + b.half);
 }
 
 }  // namespace formula

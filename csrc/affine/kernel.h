@@ -236,6 +236,14 @@ void minmax(const Reduction& r, const void* x, Pair* partials, int64_t begin, in
   reduce(r, MinMax<T>{static_cast<const T*>(x)}, [](int64_t, int64_t) { return 0; }, partials, begin, end);
 }
 
+}  // namespace
+}  // namespace sparseq::affine
+
+#include "histogram_kernel.h"
+
+namespace sparseq::affine {
+namespace {
+
 constexpr Kernels make_kernels(Isa isa) {
   return {isa,
           {quantize<float>, quantize<Half>, quantize<BFloat16>},
@@ -244,7 +252,8 @@ constexpr Kernels make_kernels(Isa isa) {
           {fake_quantize<float>, fake_quantize<Half>, fake_quantize<BFloat16>},
           {backward<float>, backward<Half>, backward<BFloat16>},
           {learned_backward<float>, learned_backward<Half>, learned_backward<BFloat16>},
-          {minmax<float>, minmax<Half>, minmax<BFloat16>}};
+          {minmax<float>, minmax<Half>, minmax<BFloat16>},
+          {histogram<float>, histogram<Half>, histogram<BFloat16>}};
 }
 
 }  // namespace

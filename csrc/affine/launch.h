@@ -29,6 +29,10 @@ void learned_backward(DType type, const Problem& problem, const Cut& cut, const 
                       cudaStream_t stream);
 void minmax(DType type, const Cut& cut, const void* x, Pair* partials, float* low, float* high, cudaStream_t stream);
 
+// counts: [channels, bins]; channels as for learned_backward, a limit each. bins: a power of two.
+void histogram(DType type, const Layout& layout, const void* x, const float* limit, int64_t bins, int64_t channels,
+               int64_t* counts, cudaStream_t stream);
+
 // Rows of `columns` values, each packed into ceil(columns / 2) bytes.
 void pack_int4(const uint8_t* q, uint8_t* packed, int64_t rows, int64_t columns, cudaStream_t stream);
 void unpack_int4(const uint8_t* packed, uint8_t* q, int64_t rows, int64_t columns, bool is_signed, cudaStream_t stream);

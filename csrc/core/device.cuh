@@ -14,6 +14,7 @@ namespace {
 // --- V = float, each as the SIMD traits define it for a lane ---
 
 __device__ __forceinline__ float round(float a) { return rintf(a); }
+__device__ __forceinline__ float floor(float a) { return floorf(a); }
 // As minps and maxps, not fminf and fmaxf: where one is NaN, the second.
 __device__ __forceinline__ float min(float a, float b) { return a < b ? a : b; }
 __device__ __forceinline__ float max(float a, float b) { return a > b ? a : b; }

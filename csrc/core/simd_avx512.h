@@ -38,6 +38,8 @@ struct Vec {
   void store(uint8_t* p) const {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(v)));
   }
+  // Lanes hold integers.
+  void store(int32_t* p) const { _mm512_storeu_si512(p, _mm512_cvttps_epi32(v)); }
 
  private:
   template <class T>
@@ -61,6 +63,7 @@ inline Vec operator/(Vec x, Vec y) { return {_mm512_div_ps(x.v, y.v)}; }
 inline Vec min(Vec x, Vec y) { return {_mm512_min_ps(x.v, y.v)}; }
 inline Vec max(Vec x, Vec y) { return {_mm512_max_ps(x.v, y.v)}; }
 inline Vec round(Vec x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline Vec floor(Vec x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
 inline Mask ordered(Vec x) { return {_mm512_cmp_ps_mask(x.v, x.v, _CMP_ORD_Q)}; }
 inline Mask between(Vec x, Vec low, Vec high) {
   return {_mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(x.v, low.v, _CMP_GE_OQ), x.v, high.v, _CMP_LE_OQ)};

@@ -48,6 +48,10 @@ struct Vec {
   void store(uint8_t* p) const {
     for (int i = 0; i < 16; ++i) p[i] = uint8_t(int32_t(lane[i]));
   }
+  // Lanes hold integers.
+  void store(int32_t* p) const {
+    for (int i = 0; i < 16; ++i) p[i] = int32_t(lane[i]);
+  }
 };
 
 template <class F>
@@ -78,6 +82,9 @@ inline Vec max(Vec a, Vec b) {
 }
 inline Vec round(Vec a) {
   return Vec::each([&](int i) { return std::nearbyint(a.lane[i]); });
+}
+inline Vec floor(Vec a) {
+  return Vec::each([&](int i) { return std::floor(a.lane[i]); });
 }
 inline Mask ordered(Vec a) {
   return each_mask([&](int i) { return a.lane[i] == a.lane[i]; });

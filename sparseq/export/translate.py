@@ -18,6 +18,8 @@ NOT_EXPORTED = frozenset(
         # gradients
         "fake_quantize_backward",
         "fake_quantize_learned_backward",
+        # what calibration looks at
+        "histogram",
         # how bytes are laid out in sparseq's own files; ONNX has INT4 tensors
         "pack_int4",
         "unpack_int4",

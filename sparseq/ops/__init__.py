@@ -12,12 +12,14 @@ from sparseq.ops.affine import (
     unpack_int4,
 )
 from sparseq.ops.gemm import int8_conv2d, int8_linear, int8_tiles, tile_kind
+from sparseq.ops.observe import histogram
 from sparseq.ops.sparse24 import mask_24, pack_24, unpack_24
 from sparseq.ops.weight_only import int4_linear, linear_24, tiles_24
 
 __all__ = [
     "dequantize",
     "fake_quantize",
+    "histogram",
     "int4_linear",
     "int8_conv2d",
     "int8_linear",

@@ -114,7 +114,7 @@ def check_affine(
     given = zero_point
     if scale.dtype != torch.float32:
         raise TypeError(f"{op}: scale must be float32, got {_name(scale.dtype)}")
-    _check_shape(op, "scale", scale, x, axis, group_size)
+    check_scale_shape(op, "scale", scale, x, axis, group_size)
     if zero_point is not None:
         if zero_point.dtype not in (torch.float32, *INTEGERS):
             raise TypeError(
@@ -123,15 +123,16 @@ def check_affine(
             )
         if zero_point.dtype not in (torch.float32, torch.int32):
             zero_point = zero_point.to(torch.int32)
-        _check_shape(op, "zero_point", zero_point, x, axis, group_size)
+        check_scale_shape(op, "zero_point", zero_point, x, axis, group_size)
     if values_visible(scale) and scale.numel():
         _check_values(op, scale, given, quant_min, quant_max)
     return scale, zero_point
 
 
-def _check_shape(
+def check_scale_shape(
     op: str, argument: str, values: Tensor, x: Tensor, axis: int | None, group_size: int | None
 ) -> None:
+    """ValueError unless there is one value a tensor, channel or group of x, on its device."""
     if values.device != x.device:
         raise ValueError(f"{op}: {argument} must be on {x.device}, got {values.device}")
     wanted = scale_shape(x.shape, axis, group_size)

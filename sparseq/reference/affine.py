@@ -1,4 +1,4 @@
-"""quantize, dequantize, fake_quantize and their gradients, minmax, INT4 packing: defined."""
+"""The affine ops and their gradients, minmax, histogram, INT4 packing: defined."""
 
 from __future__ import annotations
 
@@ -179,6 +179,22 @@ def minmax(
     rows = _rows(x.float(), axis, group_size)
     shape = scale_shape(x.shape, axis, group_size)
     return rows.amin(1).reshape(shape), rows.amax(1).reshape(shape)
+
+
+def histogram(
+    x: Tensor, limit: Tensor, bins: int, axis: int | None = None, group_size: int | None = None
+) -> Tensor:
+    """`counts[c, i]`: how many x have `clamp(floor(x / limit_c * h) + h, 0, bins - 1) = i`.
+
+    With `h = bins / 2`, and in float64, where this is exact. NaN is not counted.
+    """
+    rows = _rows(x.double(), axis, group_size)
+    place = torch.floor(rows * (bins // 2) / limit.double().reshape(-1, 1)) + bins // 2
+    place = torch.where(place.isnan(), bins, place.clamp(0, bins - 1)).long()
+    counts = torch.zeros(limit.numel(), bins + 1, dtype=torch.int64, device=x.device)
+    if x.numel():
+        counts.scatter_add_(1, place, torch.ones_like(place))
+    return counts[:, :bins].reshape(*limit.shape, bins)
 
 
 def pack_int4(q: Tensor) -> Tensor:

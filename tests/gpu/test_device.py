@@ -40,6 +40,10 @@ def test_affine(dtype, shape):
         q = same(ops.quantize, x, scale, points, -128, 127, axis)
         same(ops.dequantize, q, scale, points, axis=axis)
         same(ops.fake_quantize, x, scale, points, -128, 127, axis)
+    limits = 2.0 ** torch.randint(-2, 3, (shape[1],))
+    for bins in (2, 2048, 65536):
+        same(ops.histogram, x, torch.tensor(4.0), bins)
+        same(ops.histogram, x, limits, bins, 1)
     if x.numel():
         same(ops.minmax, x.nan_to_num())
     same(

@@ -132,12 +132,13 @@ def test_compiled_equals_eager(scheme, zero):
 
 def everything(x, scale):
     low, high = ops.minmax(x, 0)
+    counts = ops.histogram(x, torch.full_like(scale, 2), 8, 0)
     q = ops.quantize(x, scale, 3, -8, 7, 0)
     packed = ops.pack_int4(q)
     q = ops.unpack_int4(packed, x.shape[1])
     y = ops.dequantize(q, scale, 3, axis=0)
     z = ops.int8_linear(q, q, scale, None, None, low)
-    return y * 2 + high[:, None], z
+    return y * 2 + high[:, None] + counts.amax(1, keepdim=True), z
 
 
 def test_inductor_compiles_every_op_in_one_graph():
@@ -157,15 +158,17 @@ def test_dynamic_shapes_compile_once():
 
     @torch.compile(fullgraph=True, backend=backend)
     def f(x, scale):
-        return ops.fake_quantize(x, scale, None, -127, 127, 1), ops.minmax(x, 1)[0]
+        y = ops.fake_quantize(x, scale, None, -127, 127, 1)
+        return y, ops.minmax(x, 1)[0], ops.histogram(x, 4.0, 16)
 
     scale = torch.rand(6) + 0.1
     for rows in (5, 9, 17):
         x = torch.randn(rows, 6)
         torch._dynamo.mark_dynamic(x, 0)
-        y, low = f(x, scale)
+        y, low, counts = f(x, scale)
         testing.assert_equal(y, ops.fake_quantize(x, scale, None, -127, 127, 1))
         testing.assert_equal(low, x.amin(0))
+        testing.assert_equal(counts, ops.histogram(x, 4.0, 16))
     assert len(graphs) == 1
 
 

@@ -109,6 +109,7 @@ def test_x_of_another_dtype(op, dtype):
         (lambda v: ops.fake_quantize(v, 0.1, None, -127, 127), "fake_quantize: x must be a tensor"),
         (lambda v: ops.dequantize(v, 0.1, None), "dequantize: q must be a tensor"),
         (lambda v: ops.minmax(v), "minmax: x must be a tensor"),
+        (lambda v: ops.histogram(v, 1.0, 8), "histogram: x must be a tensor"),
         (lambda v: ops.pack_int4(v), "pack_int4: q must be a tensor"),
         (lambda v: ops.unpack_int4(v, 2), "unpack_int4: packed must be a tensor"),
         (lambda v: ops.int8_linear(v, int8, torch.ones(4)), "int8_linear: x must be a tensor"),
@@ -150,6 +151,41 @@ def test_dequantize_dtypes():
         (lambda: ops.minmax(torch.empty(3, 0), 0), ValueError, "minmax: x must not be empty"),
         (lambda: ops.minmax(x, 5), ValueError, r"minmax: axis must be in \[-2, 1\], got 5"),
         (lambda: ops.minmax(x, None, 4), ValueError, "minmax: group_size must divide"),
+        (lambda: ops.histogram(x.double(), 1.0, 8), TypeError, "histogram: x must be .* float64"),
+        (
+            lambda: ops.histogram(x, 1.0, 8.0),
+            TypeError,
+            "histogram: bins must be an int, got float",
+        ),
+        (
+            lambda: ops.histogram(x, 1.0, 12),
+            ValueError,
+            "histogram: bins must be a power of two from 2 to 65536, got 12",
+        ),
+        (lambda: ops.histogram(x, 1.0, 1), ValueError, "histogram: bins must be .* got 1$"),
+        (lambda: ops.histogram(x, 1.0, 2**17), ValueError, "histogram: bins must be .* got 131072"),
+        (lambda: ops.histogram(x, [1.0], 8), TypeError, "histogram: limit must be .* got list"),
+        (
+            lambda: ops.histogram(x, ones.double(), 8),
+            TypeError,
+            "histogram: limit must be float32, got float64",
+        ),
+        *(
+            (
+                lambda bad=bad: ops.histogram(x, bad, 8),
+                ValueError,
+                rf"histogram: limit must be powers of two from 2\*\*-126 to 2\*\*127, got {bad}",
+            )
+            for bad in (3.0, 0.0, -1.0, inf, nan, 2.0**-127)
+        ),
+        (
+            lambda: ops.histogram(x, scales(1.0, 0.3, 2.0, 4.0), 8, 0),
+            ValueError,
+            r"histogram: limit must be powers of two .* got 0\.3",
+        ),
+        (lambda: ops.histogram(x, ones[:1], 8, 0), ValueError, r"limit must have shape \("),
+        (lambda: ops.histogram(x, 1.0, 8, 5), ValueError, r"histogram: axis must be in \["),
+        (lambda: ops.histogram(x, ones, 8, 0, 4), ValueError, "histogram: group_size must divide"),
         (lambda: ops.pack_int4(x), TypeError, "pack_int4: q must be int8 or uint8, got float32"),
         (lambda: ops.pack_int4(int8[0, 0]), ValueError, "pack_int4: q must have at least one dim"),
         (
@@ -320,6 +356,14 @@ RAW = {
     "minmax of nothing": lambda: raw.minmax(torch.empty(0), None, None),
     "minmax axis": lambda: raw.minmax(x, -5, None),
     "minmax group_size": lambda: raw.minmax(x, None, 5),
+    "histogram limit": lambda: raw.histogram(x, ones[:1], 8, 0, None),
+    "histogram limit dtype": lambda: raw.histogram(x, ones.double(), 8, 0, None),
+    "histogram bins": lambda: raw.histogram(x, ones[:1], 0, None, None),
+    "histogram odd bins": lambda: raw.histogram(x, ones[:1], 6, None, None),
+    "histogram many bins": lambda: raw.histogram(x, ones[:1], 2**40, None, None),
+    "histogram axis": lambda: raw.histogram(x, ones[:1], 8, 5, None),
+    "histogram group_size": lambda: raw.histogram(x, ones[:1], 8, None, 5),
+    "histogram dtype": lambda: raw.histogram(x.double(), ones[:1], 8, None, None),
     "pack a scalar": lambda: raw.pack_int4(int8[0, 0]),
     "pack floats": lambda: raw.pack_int4(x),
     "unpack columns": lambda: raw.unpack_int4(int8.to(torch.uint8), 100, True),
@@ -389,7 +433,7 @@ RAW = {
 @pytest.mark.parametrize("name", RAW)
 def test_raw_ops_raise_and_name_themselves(name):
     """Whoever calls torch.ops.sparseq without the checks gets an error too, never a crash."""
-    text = r"(quantize\w*|minmax|int4|int8_linear|int8_conv2d): "
+    text = r"(quantize\w*|minmax|histogram|int4|int8_linear|int8_conv2d): "
     with pytest.raises(RuntimeError) as caught:
         RAW[name]()
     assert re.search(text, str(caught.value)), caught.value

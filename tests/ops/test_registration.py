@@ -85,6 +85,13 @@ ROWS = {
         (x, 0, 12),
         (x, -3, 12),
     ],
+    "histogram": [
+        (x, torch.tensor(4.0), 8, None, None),
+        (leaf(x).half(), torch.tensor([0.5, 1, 2, 4]), 64, 1, None),
+        (image, torch.tensor([8.0, 1, 2, 4]), 16, -3, None),
+        (x, torch.ones(2, 4, 2), 4, None, 3),
+        (x.transpose(0, 2)[:0], torch.ones(1), 2, None, None),
+    ],
     "pack_int4": [(q,), (u[..., :5],), (q.transpose(0, 2),)],
     "unpack_int4": [(u, 12, True), (u, 11, False), (u.transpose(0, 2), 4, True)],
     "int8_linear": [
