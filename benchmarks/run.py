@@ -1,6 +1,6 @@
 """Run a benchmark file and write benchmarks/results/<name>.{json,md}, stamped with the environment.
 
-usage: run.py [ops | gemm | models | roof]
+usage: run.py [ops | gemm | models | export | roof]
 """
 
 from __future__ import annotations
