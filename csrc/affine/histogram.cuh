@@ -21,7 +21,7 @@ struct Counts {
   __device__ __forceinline__ int bins() const { return 1 << log2_bins; }
   __device__ __forceinline__ float inverse(int64_t channel) const { return 1.0f / limit[channel]; }
   __device__ __forceinline__ int bin(float x, float inverse) const {
-    const formula::Bins<float> constants{float(bins() / 2), 0.0f, 1.0f, __builtin_huge_valf()};
+    const formula::Bins<float> constants{0.5f * float(bins()), 0.0f, 1.0f, __builtin_huge_valf()};
     return int(formula::bin(x, inverse, constants));
   }
   __device__ __forceinline__ void add(int64_t channel, int bin, uint32_t count) const {
@@ -55,7 +55,7 @@ __device__ __forceinline__ void count_some(const Counts& c, const CountTasks& t,
         ++channel;
       }
       --left;
-      atomicAdd(own + channel * step + c.bin(v[k], inverses[channel]), 1u);
+      atomicAdd(own + size_t(channel * step + c.bin(v[k], inverses[channel])), 1u);
     }
   } else {
 #pragma unroll
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kCountThreads) count(Counts c, CountTasks t, c
   float* inverses = reinterpret_cast<float*>(shared);
   uint32_t* counters = shared + t.tile;
   const int bins = c.bins(), pitch = bins + 1, all = t.tile * t.copies * pitch;
-  uint32_t* own = counters + int(threadIdx.x & unsigned(t.copies - 1)) * pitch;
+  uint32_t* own = counters + size_t(int(threadIdx.x & unsigned(t.copies - 1)) * pitch);
   for (int64_t task = blockIdx.x; task < t.tasks; task += gridDim.x) {
     const int64_t part = t.tiles.divide(task), channel = (task - part * t.tiles.divisor) * t.tile;
     const int channels = int(c.channels - channel < t.tile ? c.channels - channel : t.tile);
@@ -98,10 +98,10 @@ __global__ void __launch_bounds__(kCountThreads) count(Counts c, CountTasks t, c
 
 #pragma unroll 1
     for (int i = threadIdx.x; i < channels << c.log2_bins; i += kCountThreads) {
-      const uint32_t* set = counters + (i >> c.log2_bins) * t.copies * pitch + (i & (bins - 1));
+      const uint32_t* set = counters + size_t((i >> c.log2_bins) * t.copies * pitch + (i & (bins - 1)));
       uint32_t sum = 0;
 #pragma unroll 1
-      for (int k = 0; k < t.copies; ++k) sum += set[k * pitch];
+      for (int k = 0; k < t.copies; ++k) sum += set[size_t(k * pitch)];
       if (sum != 0) c.add(channel + (i >> c.log2_bins), i & (bins - 1), sum);
     }
     __syncthreads();  // before the next task clears them

@@ -39,7 +39,7 @@ void histogram(const Layout& l, const T* x, const Counts& c, cudaStream_t stream
   int64_t tile = std::min({room, l.channels, (kNeighbours + l.inner - 1) / l.inner});
   if (tile > N) tile -= tile % N;  // vectors that end with the tile
   int copies = 1;
-  while (copies < 8 && tile * (2 * copies * (bins + 1) + 1) <= kWords) copies *= 2;
+  while (copies < 8 && tile * ((bins + 1) * 2 * copies + 1) <= kWords) copies *= 2;
   const int64_t tiles = (l.channels + tile - 1) / tile, span = tile * l.inner, positions = l.outer * span;
   const int64_t wanted = std::max<int64_t>(1, kTasks / tiles);
   // a task should count several times as much as it clears and adds up
