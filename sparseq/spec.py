@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-OBSERVERS = ("minmax", "moving_average")
+RANGE_OBSERVERS = ("minmax", "moving_average")
+OBSERVERS = (*RANGE_OBSERVERS, "percentile", "histogram", "entropy")
+LEARNED = (False, True, "pact")
 
 
 def _check(condition: bool, owner: str, argument: str, expected: str, got: object) -> None:
@@ -35,11 +37,22 @@ class Quant:
         axis: one scale per index of this axis (0: per output channel of a weight), or None for one.
         group_size: one scale per this many neighbours of each channel's elements, or None; sets
             axis to 0 where it is None.
-        observer: "minmax" or "moving_average" (exponential, of each batch's range).
-        learned: scale (and, if not symmetric, zero point) become parameters: LSQ and LSQ+.
+        observer: what becomes of the values seen: "minmax" takes the extremes, "moving_average"
+            follows each batch's (exponentially), "percentile" cuts the tails, "histogram" takes the
+            range of least squared error, "entropy" that of least Kullback-Leibler divergence.
+        learned: True makes the scale (and, if not symmetric, the zero point) parameters: LSQ and
+            LSQ+; "pact" the clipping level `alpha = scale * quant_max` of a symmetric scheme, which
+            has a gradient from what it clips only: PACT.
+        percentile: with that observer, how much of the values the range shall cover, in percent:
+            `(100 - percentile) / 2` are cut at each end, all of it above where nothing is negative.
 
     Raises:
         ValueError: a value outside of the above.
+
+    Reference:
+        Jacob et al. 2018 (the scheme, min-max and moving average); Krishnamoorthi 2018; McKinstry
+        et al. 2018 (percentile); Migacz 2017 (entropy); Esser et al. 2020 (LSQ); Bhalgat et al.
+        2020 (LSQ+); Choi et al. 2018 (PACT).
     """
 
     bits: int = 8
@@ -48,14 +61,20 @@ class Quant:
     axis: int | None = None
     group_size: int | None = None
     observer: str = "minmax"
-    learned: bool = False
+    learned: bool | str = False
+    percentile: float = 99.99
 
     def __post_init__(self) -> None:
         """Check every field."""
         _check(_whole(self.bits, 2, 8), "Quant", "bits", "a whole number from 2 to 8", self.bits)
-        for name in ("signed", "symmetric", "learned"):
+        for name in ("signed", "symmetric"):
             value = getattr(self, name)
             _check(isinstance(value, bool), "Quant", name, "True or False", value)
+        learned = self.learned
+        known = isinstance(learned, bool) or learned == "pact"
+        _check(known, "Quant", "learned", f"one of {LEARNED}", learned)
+        if learned == "pact":
+            _check(self.symmetric, "Quant", "symmetric", 'True with learned="pact"', self.symmetric)
         _check(
             self.axis is None or _whole(self.axis, -8, 8),
             "Quant",
@@ -70,6 +89,9 @@ class Quant:
         _check(
             self.observer in OBSERVERS, "Quant", "observer", f"one of {OBSERVERS}", self.observer
         )
+        share = self.percentile
+        number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        _check(number and 50 < share <= 100, "Quant", "percentile", "in (50, 100]", share)
         if group is not None and self.axis is None:
             object.__setattr__(self, "axis", 0)
 
