@@ -1,15 +1,26 @@
 """Quantisation: observers, the fake-quantising transform, and freezing."""
 
-from torch import nn
-
 from sparseq.quant.fake_quantize import FakeQuantize
-from sparseq.quant.observer import Observer, range_to_grid
+from sparseq.quant.fit import fitted_range, range_of_values
+from sparseq.quant.grid import range_to_grid
+from sparseq.quant.histogram import HistogramObserver
+from sparseq.quant.observer import Observer
+from sparseq.quant.schedule import (
+    Schedule,
+    freeze_batch_norms,
+    freeze_observers,
+    unfreeze_batch_norms,
+)
 
-__all__ = ["FakeQuantize", "Observer", "freeze_observers", "range_to_grid"]
-
-
-def freeze_observers(model: nn.Module) -> None:
-    """Keep every input's grid as it is for the rest of training; weights' grids go on following."""
-    for module in model.modules():
-        if isinstance(module, FakeQuantize) and not module.follow:
-            module.freeze()
+__all__ = [
+    "FakeQuantize",
+    "HistogramObserver",
+    "Observer",
+    "Schedule",
+    "fitted_range",
+    "freeze_batch_norms",
+    "freeze_observers",
+    "range_of_values",
+    "range_to_grid",
+    "unfreeze_batch_norms",
+]

@@ -9,18 +9,31 @@ import torch
 from torch import Tensor, nn
 
 from sparseq import ops
-from sparseq.quant.observer import Observer, range_to_grid
-from sparseq.spec import Quant
+from sparseq.quant.fit import range_of_values
+from sparseq.quant.grid import range_to_grid
+from sparseq.quant.histogram import HistogramObserver
+from sparseq.quant.observer import Observer
+from sparseq.quant.reduce import reduced_range
+from sparseq.reference import expand_channels
+from sparseq.spec import RANGE_OBSERVERS, Quant
+
+Grid = tuple[Tensor, Tensor | None]
 
 
 class FakeQuantize(nn.Module):
     """Tensor to Tensor: `fake_quantize(x)` on a grid that is observed, followed or learned.
 
-    A weight's grid follows the weight: its range is taken anew in each forward pass. An input's
-    grid comes from its observer, which looks while `calibrate` runs and while training. `freeze()`
-    stops both. With `spec.learned` the grid is a parameter (LSQ; LSQ+ where not symmetric), set
-    once from what is seen first, and `grad_factor = 1 / sqrt(numel / scales * quant_max)` as in the
-    papers.
+    A weight's grid follows the weight: its range is taken anew in each forward pass; observers of
+    distributions ("percentile", "histogram", "entropy") fit a share of that range once, and anew in
+    each `calibrate`. An input's grid comes from its observer, which looks while `calibrate` runs
+    and, if it is of ranges ("minmax", "moving_average"), while training too: in the pass that
+    fake-quantises, so that a batch is quantised on the grid of the batches before it (the very
+    first on its own). `freeze()` stops both. With `spec.learned` the grid is a parameter, set once
+    from what is seen first or by `calibrate`; its gradient has the factor
+    `1 / sqrt(numel / scales * quant_max)` of LSQ and LSQ+.
+
+    Ranks of a distributed run share their ranges. A pass that gradient checkpointing repeats uses
+    the grid of the first and looks at nothing.
 
     Args:
         spec: the scheme.
@@ -32,11 +45,12 @@ class FakeQuantize(nn.Module):
         zero_point: int32 buffer, float32 parameter if learned, None if symmetric.
         enabled: False passes x through unchanged.
         frozen: True keeps the grid as it is.
-        observing: True makes the observer look even in eval mode.
+        observing: True while `calibrate` runs.
         calibrated: whether the grid was ever set.
 
     Reference:
-        Jacob et al. 2018; LSQ, Esser et al. 2020; LSQ+, Bhalgat et al. 2020.
+        Jacob et al. 2018; LSQ, Esser et al. 2020; LSQ+, Bhalgat et al. 2020; PACT, Choi et al.
+        2018.
     """
 
     scale: Tensor
@@ -44,55 +58,50 @@ class FakeQuantize(nn.Module):
 
     def __init__(self, spec: Quant, shape: tuple[int, ...], *, follow: bool) -> None:
         super().__init__()
-        self.spec = spec
-        self.follow = follow
+        self.spec, self.shape, self.follow = spec, shape, follow
         self.enabled, self.frozen, self.observing, self.calibrated = True, False, False, False
-        self.observer = None if follow else Observer(spec, shape)
+        self.fits = spec.observer not in RANGE_OBSERVERS
+        self.observer: Observer | None = None
+        if not follow:
+            self.observer = (HistogramObserver if self.fits else Observer)(spec, shape)
+        elif self.fits:
+            self.register_buffer("share", torch.ones(2, *shape))  # of low and high that is kept
+        self._used: Grid | None = None  # of the last training pass, for gradient checkpointing
         zero = None if spec.symmetric else torch.zeros(shape, dtype=torch.int32)
-        if spec.learned:
-            self.scale = nn.Parameter(torch.ones(shape))
-            self.zero_point = None if zero is None else nn.Parameter(zero.float())
+        if spec.learned:  # FSDP takes no parameter without a dimension
+            self.scale = nn.Parameter(torch.ones(shape or 1))
+            self.zero_point = None if zero is None else nn.Parameter(zero.float().reshape(shape or 1))
         else:
             self.register_buffer("scale", torch.ones(shape))
             self.register_buffer("zero_point", zero)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantise x, looking at it first where the grid is not settled.
+        """Fake-quantise x, looking at it where the grid is not settled.
 
         Raises:
             RuntimeError: the grid was never set: neither calibrated nor trained.
+            ValueError: x holds NaN, while `calibrate` runs.
         """
-        looks, exporting = self._looks(), torch.onnx.is_in_onnx_export()
-        if looks and not exporting:
-            self._look(x)
+        if self.observer is not None and self._looks():
+            return self._observed(self.observer, x)
         if not self.enabled:
             return x
-        if not self.calibrated and not (exporting and self.follow):
+        if self.follow and self._looks():
+            return self._quantize(x, *self._followed(x))
+        if not self.calibrated:
             raise RuntimeError(
-                "this layer's input has no range yet: run calibrate(model, batches) or train first"
+                "this layer's input has no range yet: run calibrate(model, batches)"
+                + ("" if self.fits else " or train first")
             )
-        spec = self.spec
-        if looks and exporting and self.follow:  # a graph of ONNX has no place to note it in
-            scale, seen = range_to_grid(*ops.minmax(x, spec.axis, spec.group_size), spec)
-            zero_point = None if spec.symmetric else seen
-        else:
-            scale, zero_point = self.grid()
-        return ops.fake_quantize(
-            x,
-            scale,
-            zero_point,
-            spec.quant_min,
-            spec.quant_max,
-            spec.axis,
-            spec.group_size,
-            grad_factor=self._grad_factor(x) if spec.learned else 1.0,
-        )
+        return self._quantize(x, *self.grid())
 
-    def grid(self) -> tuple[Tensor, Tensor | None]:
-        """Scale and zero point as used: a learned scale is kept positive."""
-        if self.spec.learned:
-            return self.scale.abs().clamp_min(torch.finfo(torch.float32).tiny), self.zero_point
-        return self.scale, self.zero_point
+    def grid(self) -> Grid:
+        """Scale and zero point as used, of the shape given: a learned scale is kept positive."""
+        if not self.spec.learned:
+            return self.scale, self.zero_point
+        scale = self.scale.abs().clamp_min(torch.finfo(torch.float32).tiny).reshape(self.shape)
+        zero = self.zero_point
+        return scale, None if zero is None else zero.reshape(self.shape)
 
     @torch.no_grad()
     def quantized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,28 +120,117 @@ class FakeQuantize(nn.Module):
         """Keep the grid as it is from now on."""
         self.frozen = True
 
+    def start_observing(self) -> None:
+        """Forget what was seen; until `stop_observing` the observer looks, and x passes as it is."""
+        if self.frozen:
+            return
+        self.observing = True
+        if self.observer is not None:
+            self.observer.reset()
+        elif self.fits:
+            self.calibrated = False
+
+    def stop_observing(self) -> None:
+        """Set the grid from what was seen, on all ranks; without anything seen it stays."""
+        if not self.observing:
+            return
+        self.observing = False
+        if self.observer is not None:
+            self.observer.settle()
+            if bool((self.observer.low <= self.observer.high).all()):
+                self._set(*range_to_grid(self.observer.low, self.observer.high, self.spec))
+
     def _looks(self) -> bool:
         if self.frozen or (self.spec.learned and self.calibrated and not self.observing):
             return False
-        return self.follow or self.training or self.observing
+        if self.follow or self.observing:
+            return True
+        return self.training and not self.fits
+
+    def _observed(self, observer: Observer, x: Tensor) -> Tensor:
+        """An input's pass while its observer looks."""
+        spec = self.spec
+        if self.observing:
+            observer.update(x)
+            return x
+        if _repeated() and self._used is not None:
+            return self._quantize(x, *self._used) if self.enabled else x
+        if not self.enabled or not self.calibrated:
+            self._take(observer, *ops.minmax(x, spec.axis, spec.group_size))
+        if not self.enabled:
+            return x
+        if spec.learned:
+            return self._quantize(x, *self.grid())
+        # a copy: the backward pass needs the grid, and the buffer takes the next one
+        used = self.scale.clone(), None if self.zero_point is None else self.zero_point.clone()
+        if not torch.compiler.is_compiling():
+            self._used = used
+        y, low, high = ops.fake_quantize_observed(
+            x, *used, spec.quant_min, spec.quant_max, spec.axis, spec.group_size
+        )
+        self._take(observer, low, high)
+        return y
 
     @torch.no_grad()
-    def _look(self, x: Tensor) -> None:
-        if self.observer is None:
-            low, high = ops.minmax(x, self.spec.axis, self.spec.group_size)
-        else:
-            self.observer.update(x)
-            low, high = self.observer.low, self.observer.high
-        scale, zero_point = range_to_grid(low, high, self.spec)
-        self.scale.copy_(scale)
+    def _take(self, observer: Observer, low: Tensor, high: Tensor) -> None:
+        observer.take(*reduced_range(low, high))
+        self._set(*range_to_grid(observer.low, observer.high, self.spec))
+
+    @torch.no_grad()
+    def _followed(self, weight: Tensor) -> Grid:
+        """The grid of a weight as it is now."""
+        spec = self.spec
+        low, high = ops.minmax(weight, spec.axis, spec.group_size)
+        if self.fits:
+            if not self.calibrated:
+                fitted = torch.stack(range_of_values(weight, spec, self.shape))
+                self.share.copy_(_share(fitted, torch.stack([low, high]), spec))
+            low, high = low * self.share[0], high * self.share[1]
+        scale, zero_point = range_to_grid(low, high, spec)
+        if not torch.onnx.is_in_onnx_export():  # a graph of ONNX has no place to note it in
+            self._set(scale, zero_point)
+        if spec.learned:
+            return self.grid()
+        return scale, None if spec.symmetric else zero_point
+
+    @torch.no_grad()
+    def _set(self, scale: Tensor, zero_point: Tensor) -> None:
+        self.scale.copy_(scale.reshape(self.scale.shape))
         if self.zero_point is not None:
-            self.zero_point.copy_(zero_point)
+            self.zero_point.copy_(zero_point.reshape(self.zero_point.shape))
         if not self.calibrated:
             self.calibrated = True
 
-    def _grad_factor(self, x: Tensor) -> float:
-        per_scale = x.numel() / max(self.scale.numel(), 1)
-        return 1.0 / math.sqrt(max(per_scale, 1.0) * self.spec.quant_max)
+    def _quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+        spec = self.spec
+        factor = 1.0
+        if spec.learned == "pact":
+            x, scale = self._clipped(x, scale), scale.detach()
+        elif spec.learned:
+            per_scale = x.numel() / max(scale.numel(), 1)
+            factor = 1.0 / math.sqrt(max(per_scale, 1.0) * spec.quant_max)
+        return ops.fake_quantize(
+            x,
+            scale,
+            zero_point,
+            spec.quant_min,
+            spec.quant_max,
+            spec.axis,
+            spec.group_size,
+            grad_factor=factor,
+        )
+
+    def _clipped(self, x: Tensor, scale: Tensor) -> Tensor:
+        """PACT: `clamp(x, -alpha or 0, alpha)`, with the gradient of alpha from what is clipped.
+
+        The parameter is `scale = alpha / quant_max`. Its gradient is divided by quant_max^2, so
+        that a step of gradient descent moves alpha as far as if alpha were the parameter.
+        """
+        spec, most = self.spec, float(self.spec.quant_max)
+        slow = scale / most**2
+        alpha = (slow + (scale - slow).detach()) * most
+        alpha = expand_channels(alpha, x, spec.axis, spec.group_size).to(x.dtype)
+        return x.clamp(-alpha if spec.signed else torch.zeros_like(alpha), alpha)
 
     def get_extra_state(self) -> Any:
         """What else belongs to the state: whether the grid was set and frozen."""
@@ -147,3 +245,20 @@ class FakeQuantize(nn.Module):
     def extra_repr(self) -> str:
         """The scheme, for print(model)."""
         return str(self.spec)
+
+
+def _repeated() -> bool:
+    """Whether this is gradient checkpointing's second pass: one inside of a backward pass."""
+    if torch.compiler.is_compiling():
+        return False
+    inside: bool = torch._C._current_graph_task_id() != -1
+    return inside
+
+
+def _share(fitted: Tensor, whole: Tensor, spec: Quant) -> Tensor:
+    """`fitted / whole`, such that `whole` times it gives the fitted grid; 1 where whole is 0."""
+    if spec.symmetric:  # the greater of the two ends decides
+        reach = torch.maximum(-whole[0], whole[1]) if spec.signed else whole[1]
+        share = torch.where(reach > 0, fitted[1] / reach, 1.0)
+        return share.expand_as(whole)
+    return torch.where(whole != 0, fitted / whole, 1.0).clamp(0, 1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseq import ops
+from sparseq.quant.reduce import reduced_range
 from sparseq.spec import Quant
 
 MOMENTUM = 0.1
@@ -20,15 +21,20 @@ class Observer(nn.Module):
     Args:
         spec: the scheme; its observer, axis and group_size are used.
         shape: of the ranges: `()`, `(C,)` or one per group.
+
+    Attributes:
+        low: float32, the least value that the grid should cover; infinity before anything was seen.
+        high: the greatest, -infinity before.
     """
+
+    low: Tensor
+    high: Tensor
 
     def __init__(self, spec: Quant, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.spec = spec
         self.register_buffer("low", torch.full(shape, float("inf")))
         self.register_buffer("high", torch.full(shape, float("-inf")))
-        self.low: Tensor
-        self.high: Tensor
 
     def reset(self) -> None:
         """Forget everything."""
@@ -42,45 +48,41 @@ class Observer(nn.Module):
         Raises:
             ValueError: x is empty or holds NaN.
         """
-        low, high = ops.minmax(x, self.spec.axis, self.spec.group_size)
-        if not torch.compiler.is_compiling() and bool(low.isnan().any()):
-            raise ValueError("observer: x must not hold NaN")
+        self.take(*checked_range(x, self.spec))
+
+    @torch.no_grad()
+    def take(self, low: Tensor, high: Tensor) -> None:
+        """Take in one batch by its range; a range that is NaN changes nothing.
+
+        Args:
+            low: float32, shaped as the ranges: the batch's least values.
+            high: its greatest.
+        """
+        known = ~low.isnan()
         if self.spec.observer == "moving_average":
             started = self.low.isfinite()
-            low = torch.where(started, torch.lerp(self.low, low, MOMENTUM), low)
-            high = torch.where(started, torch.lerp(self.high, high, MOMENTUM), high)
+            new_low = torch.where(started, torch.lerp(self.low, low, MOMENTUM), low)
+            new_high = torch.where(started, torch.lerp(self.high, high, MOMENTUM), high)
         else:
-            low, high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+            new_low, new_high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        self.low.copy_(torch.where(known, new_low, self.low))
+        self.high.copy_(torch.where(known, new_high, self.high))
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """End an observation: afterwards low and high hold on every rank what all ranks saw."""
+        low, high = reduced_range(self.low, self.high)
         self.low.copy_(low)
         self.high.copy_(high)
 
 
-def range_to_grid(low: Tensor, high: Tensor, spec: Quant) -> tuple[Tensor, Tensor]:
-    """Scale and zero point that cover [low, high] and represent 0 exactly.
+def checked_range(x: Tensor, spec: Quant) -> tuple[Tensor, Tensor]:
+    """The least and greatest values of x, per tensor, channel or group.
 
-    Symmetric: `scale = max(|low|, |high|) / quant_max`, zero point 0. Asymmetric:
-    `scale = (high - low) / (quant_max - quant_min)` with 0 taken into the range, and
-    `zero_point = rne(quant_min - low / scale)`. A range without extent gets scale 1.
-
-    Args:
-        low: float32 of any shape.
-        high: as low.
-        spec: the scheme.
-
-    Returns:
-        (scale float32, zero_point int32), shaped as low.
-
-    Reference:
-        Jacob et al. 2018, section 3; Krishnamoorthi 2018, section 2.1.
+    Raises:
+        ValueError: x is empty or holds NaN.
     """
-    low, high = low.clamp(max=0), high.clamp(min=0)
-    if spec.symmetric:
-        extent = torch.maximum(-low, high) if spec.signed else high
-        scale = extent / spec.quant_max
-    else:
-        scale = (high - low) / (spec.quant_max - spec.quant_min)
-    scale = torch.where(scale >= torch.finfo(torch.float32).tiny, scale, torch.ones_like(scale))
-    if spec.symmetric:
-        return scale, torch.zeros_like(scale, dtype=torch.int32)
-    zero = (spec.quant_min - low / scale).round().clamp(spec.quant_min, spec.quant_max)
-    return scale, zero.to(torch.int32)
+    low, high = ops.minmax(x, spec.axis, spec.group_size)
+    if not torch.compiler.is_compiling() and bool(low.isnan().any()):
+        raise ValueError("observer: x must not hold NaN")
+    return low, high

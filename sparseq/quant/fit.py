@@ -1,0 +1,209 @@
+"""From a distribution to the range that serves it best: percentile, squared error, entropy.
+
+Each takes values with weights, one row a scale: the centres of a histogram's bins with their counts
+(an input's observer), or a weight's own values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sparseq import ops
+from sparseq.quant.grid import range_to_grid
+from sparseq.spec import Quant
+
+_BUDGET = 2**22  # elements of the greatest temporary
+_COARSE, _FINE = 64, 16  # candidates of the first look, and about the best of them
+_ENTROPY_BINS = 2048
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def fitted_range(
+    counts: Tensor, limit: Tensor, low: Tensor, high: Tensor, spec: Quant
+) -> tuple[Tensor, Tensor]:
+    """Fit a range to histograms.
+
+    Args:
+        counts: int64 `[*shape, bins]`, over `[-limit, limit)` as `ops.histogram` counts.
+        limit: float32 `[*shape]`.
+        low: float32 `[*shape]`, the least value counted.
+        high: the greatest.
+        spec: its observer says how: "percentile", "histogram" (least squared error) or "entropy".
+
+    Returns:
+        (low, high), float32 `[*shape]`, inside of what was given.
+    """
+    bins = counts.shape[-1]
+    flat, ends = counts.reshape(-1, bins), (low.flatten(), high.flatten())
+    centres = (torch.arange(bins, device=counts.device) + 0.5 - bins / 2) / (bins / 2)
+    found = []
+    for row in range(flat.shape[0]):
+        values = centres * limit.flatten()[row]
+        here = flat[row].nonzero().flatten() if spec.observer != "entropy" else slice(None)
+        found.append(
+            _fit(values[here][None], flat[row, here][None].double(), *(e[row, None] for e in ends), spec)
+        )
+    lows, highs = (torch.cat(part).reshape(low.shape) for part in zip(*found, strict=True))
+    return lows, highs
+
+
+def range_of_values(x: Tensor, spec: Quant, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Fit a range to values themselves: a weight's.
+
+    Args:
+        x: any float dtype; not empty.
+        spec: the scheme.
+        shape: of the ranges: `()`, `(C,)` or `(C, groups)`.
+
+    Returns:
+        (low, high), float32, of that shape.
+    """
+    x = x.detach().float()
+    rows = (x if spec.axis is None else x.movedim(spec.axis, 0)).reshape(max(1, _product(shape)), -1)
+    found = []
+    for part in rows.split(max(1, _BUDGET // (rows.shape[1] * _COARSE))):
+        low, high = part.aminmax(dim=1)
+        if spec.observer == "entropy":
+            limit = torch.exp2(torch.maximum(-low, high).clamp(1e-37, 2.0**126).log2().ceil())
+            counts = ops.histogram(part, limit, _ENTROPY_BINS, 0)
+            found.append(fitted_range(counts, limit, low, high, spec))
+        else:
+            values = part.sort(dim=1).values
+            found.append(_fit(values, torch.ones_like(values, dtype=torch.double), low, high, spec))
+    lows, highs = (torch.cat(part).reshape(shape) for part in zip(*found, strict=True))
+    return lows, highs
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _fit(
+    values: Tensor, weights: Tensor, low: Tensor, high: Tensor, spec: Quant
+) -> tuple[Tensor, Tensor]:
+    """Fit rows `[rows, count]` of ascending values with weights; low and high are `[rows]`."""
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    if spec.symmetric:
+        high = torch.maximum(-low, high) if spec.signed else high
+        low = -high if spec.signed else torch.zeros_like(high)
+    if spec.observer == "percentile":
+        return percentile_range(values, weights, low, high, spec)
+    if spec.observer == "entropy":
+        return _searched(lambda a, b: divergence(values, weights, a, b, spec), low, high, False)
+    return _searched(
+        lambda a, b: squared_error(values, weights, a, b, spec), low, high, not spec.symmetric
+    )
+
+
+def percentile_range(
+    values: Tensor, weights: Tensor, low: Tensor, high: Tensor, spec: Quant
+) -> tuple[Tensor, Tensor]:
+    """Cut the tails: symmetric, `high` holds percentile % of |x|; else a half of the rest is cut
+    at each end, or all of it above where nothing is below 0.
+
+    Reference:
+        McKinstry et al. 2018, section 3.1.
+    """  # noqa: D205
+    rest = 1 - spec.percentile / 100
+    if spec.symmetric:
+        values, order = values.abs().sort(dim=1)
+        weights = weights.gather(1, order)
+        high = torch.minimum(_quantile(values, weights, torch.full_like(high, 1 - rest)), high)
+        return (-high if spec.signed else torch.zeros_like(high)), high
+    below = torch.where(low < 0, rest / 2, 0.0)
+    above = torch.where(high > 0, rest - below, 0.0)
+    lower = torch.where(below > 0, _quantile(values, weights, below), low)
+    upper = torch.where(above > 0, _quantile(values, weights, 1 - above), high)
+    return torch.maximum(lower, low).clamp(max=0), torch.minimum(upper, high).clamp(min=0)
+
+
+def _quantile(values: Tensor, weights: Tensor, share: Tensor) -> Tensor:
+    """The least value up to which a share of the weight lies."""
+    reached = weights.cumsum(dim=1)
+    wanted = (share.double() * reached[:, -1])[:, None]
+    index = torch.searchsorted(reached, wanted).clamp(max=values.shape[1] - 1)
+    return values.gather(1, index)[:, 0]
+
+
+def squared_error(
+    values: Tensor, weights: Tensor, low: Tensor, high: Tensor, spec: Quant
+) -> Tensor:
+    """`sum w (fake_quantize(v) - v)^2` for each candidate range, `[rows, candidates]`."""
+    scale, zero = range_to_grid(low, high, spec)
+    errors = []
+    for k in range(low.shape[1]):
+        s, z = scale[:, k, None], zero[:, k, None]
+        q = (values / s).round_().add_(z).clamp_(spec.quant_min, spec.quant_max)
+        errors.append(((q - z) * s - values).double().square_().mul_(weights).sum(dim=1))
+    return torch.stack(errors, dim=1)
+
+
+def divergence(values: Tensor, weights: Tensor, low: Tensor, high: Tensor, spec: Quant) -> Tensor:
+    """Kullback-Leibler divergence of a histogram from its quantised form, for each candidate.
+
+    `P` is the histogram inside the range with the tails at its outermost bins; `Q` spreads what
+    each grid step holds evenly over its bins that are not empty. The bin of 0 counts as its
+    neighbour does: 0 is exact on every grid, and would outweigh the rest after a ReLU.
+
+    Reference:
+        Migacz 2017, 8-bit Inference with TensorRT.
+    """
+    middle = values.shape[1] // 2
+    weights = weights.clone()
+    weights[:, middle] = torch.minimum(weights[:, middle], weights[:, middle + 1])
+    scale, zero = range_to_grid(low, high, spec)
+    levels = spec.quant_max - spec.quant_min + 1
+    found = []
+    for k in range(low.shape[1]):
+        s, z = scale[:, k, None], zero[:, k, None]
+        step = (values / s).round() + z
+        clipped = step.clamp(spec.quant_min, spec.quant_max)
+        inside = torch.where(step == clipped, weights, 0.0)
+        level = (clipped - spec.quant_min).long()
+        held = torch.zeros(len(values), levels, dtype=torch.double, device=values.device)
+        filled = held.scatter_add(1, level, (inside > 0).double())
+        held = held.scatter_add(1, level, inside)
+        spread = torch.where(inside > 0, (held / filled.clamp(min=1)).gather(1, level), 0.0)
+        whole = inside + _tails(weights, inside, step, clipped)
+        p = whole / whole.sum(dim=1, keepdim=True).clamp(min=1)
+        q = spread / spread.sum(dim=1, keepdim=True).clamp(min=1)
+        found.append(torch.where(p > 0, p * (p / q.clamp(min=1e-12)).log(), 0.0).sum(dim=1))
+    return torch.stack(found, dim=1)
+
+
+def _tails(weights: Tensor, inside: Tensor, step: Tensor, clipped: Tensor) -> Tensor:
+    """What lies outside the range, put on the outermost bins inside that hold something."""
+    tails = torch.zeros_like(weights)
+    rows = torch.arange(len(weights), device=weights.device)
+    filled = (inside > 0).to(torch.int8)
+    first = filled.argmax(dim=1)
+    last = weights.shape[1] - 1 - filled.flip(1).argmax(dim=1)
+    tails[rows, first] += torch.where(step < clipped, weights, 0.0).sum(dim=1)
+    tails[rows, last] += torch.where(step > clipped, weights, 0.0).sum(dim=1)
+    return tails
+
+
+def _searched(score: Score, low: Tensor, high: Tensor, apart: bool) -> tuple[Tensor, Tensor]:
+    """The best `[a * low, b * high]` with 0 < a, b <= 1: a = b first, then each end by itself."""
+    a = b = _line(lambda r: score(low[:, None] * r, high[:, None] * r), low)
+    if apart:
+        for _ in range(2):
+            b = _line(lambda r, a=a: score((low * a)[:, None].expand_as(r), high[:, None] * r), low)  # type: ignore[misc]
+            a = _line(lambda r, b=b: score(low[:, None] * r, (high * b)[:, None].expand_as(r)), low)  # type: ignore[misc]
+    return low * a, high * b
+
+
+def _line(score: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+    """The factor of least score for each row, among equals the greatest: nothing cut in vain."""
+    coarse = torch.linspace(1, 1 / _COARSE, _COARSE, device=like.device).expand(len(like), -1)
+    best = coarse.gather(1, score(coarse).argmin(dim=1, keepdim=True))
+    offsets = torch.linspace(1, -1, 2 * _FINE + 1, device=like.device) / _COARSE
+    fine = (best + offsets).clamp(1 / (_COARSE * _FINE), 1)
+    return fine.gather(1, score(fine).argmin(dim=1, keepdim=True))[:, 0]

@@ -1,0 +1,35 @@
+"""What the ranks of a distributed run saw, put together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def distributed() -> bool:
+    """Whether this process is one of several."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def reduced_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The range over all ranks, in one collective; as it is where there is only one process.
+
+    A rank whose range is NaN does not count, unless all are.
+    """
+    if not distributed():
+        return low, high
+    both = torch.stack([low, -high])
+    both = torch.where(both.isnan(), torch.inf, both)
+    dist.all_reduce(both, dist.ReduceOp.MIN)
+    unseen = both[0] > -both[1]  # +inf and -inf: nowhere a range
+    nothing = unseen & low.isnan()
+    low, high = both[0], -both[1]
+    return torch.where(nothing, torch.nan, low), torch.where(nothing, torch.nan, high)
+
+
+def reduced_(value: Tensor, greatest: bool = False) -> Tensor:
+    """The sum (or greatest) over all ranks, in place."""
+    if distributed():
+        dist.all_reduce(value, dist.ReduceOp.MAX if greatest else dist.ReduceOp.SUM)
+    return value
