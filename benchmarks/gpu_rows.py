@@ -258,6 +258,26 @@ def _range(size: int, device: Device) -> GpuRow:
     )
 
 
+def _observed(size: int, device: Device) -> GpuRow:
+    x = torch.randn(size, size, device=device)
+    scale = torch.tensor(0.02, device=device)
+    zero = torch.zeros((), dtype=torch.int32, device=device)
+    grid = (scale, None, -128, 127)
+    return GpuRow(
+        f"fake_quantize_observed per tensor {size}x{size}",
+        lambda: ops.fake_quantize_observed(x, *grid),
+        lambda: _same(ops.fake_quantize_observed, x, *grid),
+        moved=8 * x.numel(),
+        peers={
+            "fake_quantize and minmax": lambda: (ops.fake_quantize(x, *grid), ops.minmax(x)),
+            "torch": lambda: (
+                torch.fake_quantize_per_tensor_affine(x, scale, zero, -128, 127),
+                torch.aminmax(x),
+            ),
+        },
+    )
+
+
 def _histogram(size: int, device: Device) -> GpuRow:
     x = torch.randn(size, size, device=device)
     limit = torch.tensor(8.0, device=device)
@@ -316,5 +336,5 @@ def rows(small: bool) -> Iterator[Callable[[Device], GpuRow]]:
         yield partial(_forward, size, flag)
     for flag in (False, True):
         yield partial(_training, size, flag)
-    for make in (_bytes, _range, _histogram, _mask, _pack):
+    for make in (_bytes, _range, _observed, _histogram, _mask, _pack):
         yield partial(make, size)

@@ -172,6 +172,38 @@ def rows() -> dict[str, list[Row]]:
                 moved=5 * size,
             ),
         ],
+        "fake_quantize_observed": [
+            Row(
+                "fake_quantize_observed per tensor",
+                lambda: ops.fake_quantize_observed(i.x, *tensor),
+                same("fake_quantize_observed", i.small, *small),
+                {
+                    "fake_quantize and minmax": lambda: (
+                        ops.fake_quantize(i.x, *tensor),
+                        ops.minmax(i.x),
+                    ),
+                    "torch": lambda: (
+                        torch.fake_quantize_per_tensor_affine(i.x, 0.02, 0, -128, 127),
+                        torch.aminmax(i.x),
+                    ),
+                    **copy,
+                },
+                moved=2 * size,
+            ),
+            Row(
+                "fake_quantize_observed per channel",
+                lambda: ops.fake_quantize_observed(i.x, *channel),
+                same("fake_quantize_observed", i.x, *channel),
+                {
+                    "fake_quantize and minmax": lambda: (
+                        ops.fake_quantize(i.x, *channel),
+                        ops.minmax(i.x, 0),
+                    ),
+                    **copy,
+                },
+                moved=2 * size,
+            ),
+        ],
         "fake_quantize_backward": [
             Row(
                 "fake_quantize_backward",

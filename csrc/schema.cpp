@@ -25,6 +25,10 @@ STABLE_TORCH_LIBRARY(sparseq, m) {
   m.def(
       "fake_quantize_learned_backward(Tensor grad, Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int "
       "quant_max, int? axis, int? group_size, float grad_factor) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "fake_quantize_observed(Tensor x, Tensor scale, Tensor? zero_point, int quant_min, int quant_max, int? axis, "
+      "int? "
+      "group_size, float grad_factor) -> (Tensor y, Tensor low, Tensor high)");
   m.def("minmax(Tensor x, int? axis, int? group_size) -> (Tensor, Tensor)");
   m.def("histogram(Tensor x, Tensor limit, int bins, int? axis, int? group_size) -> Tensor");
   m.def("pack_int4(Tensor q) -> Tensor");

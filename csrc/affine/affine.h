@@ -83,6 +83,8 @@ struct Kernels {
   void (*learned_backward[kDTypes])(const Problem&, const Reduction&, const void* grad, const void* x, void* grad_x,
                                     Pair* partials, int64_t begin, int64_t end);
   void (*minmax[kDTypes])(const Reduction&, const void* x, Pair* partials, int64_t begin, int64_t end);
+  void (*observed[kDTypes])(const Problem&, const Reduction&, const void* x, void* y, Pair* partials, int64_t begin,
+                            int64_t end);
   // The elements from `begin` on, as `Counted` says.
   void (*histogram[kDTypes])(const Counted&, const void* x, int64_t begin, uint32_t* counts);
 };

@@ -128,34 +128,66 @@ std::tuple<Tensor, Tensor, Tensor> learned_backward_cpu(const Tensor& grad, cons
   return {grad_x, grad_scale, grad_zero};
 }
 
+// Least and greatest value of each channel.
+struct Range {
+  Range(const Tensor& x, const Layout& layout, Axis axis, Axis group_size)
+      : low(torch::stable::empty(channel_shape(x, layout, axis, group_size), ScalarType::Float)),
+        high(torch::stable::empty(channel_shape(x, layout, axis, group_size), ScalarType::Float)) {}
+
+  void combine(const Reduction& r, const Pair* pairs) {
+    auto* to_low = static_cast<float*>(low.mutable_data_ptr());
+    auto* to_high = static_cast<float*>(high.mutable_data_ptr());
+    torch::stable::parallel_for(0, r.layout.channels, 1024, [&](int64_t b, int64_t e) {
+      for (int64_t c = b; c < e; ++c) {
+        float least = std::numeric_limits<float>::infinity(), most = -least;
+        r.for_each_slot(c, [&](int64_t slot) {
+          const Pair p = pairs[slot];
+          least = p.first < least || p.first != p.first ? p.first : least;
+          most = p.second > most || p.second != p.second ? p.second : most;
+        });
+        to_low[c] = least;
+        to_high[c] = most;
+      }
+    });
+  }
+
+  Tensor low, high;
+};
+
 std::tuple<Tensor, Tensor> minmax_cpu(const Tensor& x, Axis axis, Axis group_size) {
   const DType type = float_dtype("minmax", "x", x.scalar_type());
-  STD_TORCH_CHECK(x.numel() > 0, "minmax: x must have at least one element, got shape ", shape_of(x));
+  check_not_empty("minmax", x);
   const Arranged a = arrange("minmax", x, axis, group_size);
-  const std::vector<int64_t> shape = channel_shape(x, a.layout, axis, group_size);
-  Tensor low = torch::stable::empty(shape, ScalarType::Float);
-  Tensor high = torch::stable::empty(shape, ScalarType::Float);
+  Range range(x, a.layout, axis, group_size);
   const Reduction r(a.layout);
   Tensor partials = partials_for(r);
   auto* pairs = static_cast<Pair*>(partials.mutable_data_ptr());
   const void* from = a.x.const_data_ptr();
   const auto kernel = active().minmax[int(type)];
   over_tasks(r, [&](int64_t b, int64_t e) { kernel(r, from, pairs, b, e); });
-  auto* to_low = static_cast<float*>(low.mutable_data_ptr());
-  auto* to_high = static_cast<float*>(high.mutable_data_ptr());
-  torch::stable::parallel_for(0, a.layout.channels, 1024, [&](int64_t b, int64_t e) {
-    for (int64_t c = b; c < e; ++c) {
-      float least = std::numeric_limits<float>::infinity(), most = -least;
-      r.for_each_slot(c, [&](int64_t slot) {
-        const Pair p = pairs[slot];
-        least = p.first < least || p.first != p.first ? p.first : least;
-        most = p.second > most || p.second != p.second ? p.second : most;
-      });
-      to_low[c] = least;
-      to_high[c] = most;
-    }
-  });
-  return {low, high};
+  range.combine(r, pairs);
+  return {range.low, range.high};
+}
+
+std::tuple<Tensor, Tensor, Tensor> observed_cpu(const Tensor& x, const Tensor& scale, std::optional<Tensor> zero_point,
+                                                int64_t quant_min, int64_t quant_max, Axis axis, Axis group_size,
+                                                [[maybe_unused]] double grad_factor) {
+  const char* op = "fake_quantize_observed";
+  check_range(op, quant_min, quant_max);
+  const DType type = float_dtype(op, "x", x.scalar_type());
+  check_not_empty(op, x);
+  const Operands o = operands(op, x, scale, zero_point, quant_min, quant_max, axis, group_size);
+  Tensor y = fresh_like(o.arranged.x, x.scalar_type(), x.element_size());
+  Range range(x, o.arranged.layout, axis, group_size);
+  const Reduction r(o.arranged.layout);
+  Tensor partials = partials_for(r);
+  auto* pairs = static_cast<Pair*>(partials.mutable_data_ptr());
+  const void* from = o.arranged.x.const_data_ptr();
+  void* to = y.mutable_data_ptr();
+  const auto kernel = active().observed[int(type)];
+  over_tasks(r, [&](int64_t b, int64_t e) { kernel(o.problem, r, from, to, pairs, b, e); });
+  range.combine(r, pairs);
+  return {y, range.low, range.high};
 }
 
 }  // namespace
@@ -167,6 +199,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparseq, CPU, m) {
   m.impl("fake_quantize_backward", TORCH_BOX(&backward_cpu));
   m.impl("fake_quantize_learned_backward", TORCH_BOX(&learned_backward_cpu));
   m.impl("minmax", TORCH_BOX(&minmax_cpu));
+  m.impl("fake_quantize_observed", TORCH_BOX(&observed_cpu));
 }
 
 }  // namespace sparseq::affine

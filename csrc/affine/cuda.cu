@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> learned_backward_cuda(const Tensor& grad, con
 
 std::tuple<Tensor, Tensor> minmax_cuda(const Tensor& x, Axis axis, Axis group_size) {
   const DType type = float_dtype("minmax", "x", x.scalar_type());
-  STD_TORCH_CHECK(x.numel() > 0, "minmax: x must have at least one element, got shape ", shape_of(x));
+  check_not_empty("minmax", x);
   const OnDevice device(x);
   const Arranged a = arrange("minmax", x, axis, group_size);
   const std::vector<int64_t> shape = channel_shape(x, a.layout, axis, group_size);
@@ -119,6 +119,27 @@ std::tuple<Tensor, Tensor> minmax_cuda(const Tensor& x, Axis axis, Axis group_si
                device.stream());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {low, high};
+}
+
+std::tuple<Tensor, Tensor, Tensor> observed_cuda(const Tensor& x, const Tensor& scale, std::optional<Tensor> zero_point,
+                                                 int64_t quant_min, int64_t quant_max, Axis axis, Axis group_size,
+                                                 [[maybe_unused]] double grad_factor) {
+  const char* op = "fake_quantize_observed";
+  check_range(op, quant_min, quant_max);
+  const DType type = float_dtype(op, "x", x.scalar_type());
+  check_not_empty(op, x);
+  const OnDevice device(x);
+  const Operands o = operands(op, x, scale, zero_point, quant_min, quant_max, axis, group_size);
+  Tensor y = empty_like(o.arranged.x, x.scalar_type());
+  const std::vector<int64_t> shape = channel_shape(x, o.arranged.layout, axis, group_size);
+  Tensor low = empty_on(x, shape, ScalarType::Float), high = empty_on(x, shape, ScalarType::Float);
+  const cuda::Cut cut(o.arranged.layout);
+  Tensor partials = partials_for(x, cut);
+  cuda::observed(type, o.problem, cut, o.arranged.x.const_data_ptr(), y.mutable_data_ptr(),
+                 static_cast<Pair*>(partials.mutable_data_ptr()), static_cast<float*>(low.mutable_data_ptr()),
+                 static_cast<float*>(high.mutable_data_ptr()), device.stream());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {y, low, high};
 }
 
 Tensor histogram_cuda(const Tensor& x, const Tensor& limit, int64_t bins, Axis axis, Axis group_size) {
@@ -162,6 +183,7 @@ STABLE_TORCH_LIBRARY_IMPL(sparseq, CUDA, m) {
   m.impl("fake_quantize_backward", TORCH_BOX(&backward_cuda));
   m.impl("fake_quantize_learned_backward", TORCH_BOX(&learned_backward_cuda));
   m.impl("minmax", TORCH_BOX(&minmax_cuda));
+  m.impl("fake_quantize_observed", TORCH_BOX(&observed_cuda));
   m.impl("histogram", TORCH_BOX(&histogram_cuda));
   m.impl("pack_int4", TORCH_BOX(&pack_int4_cuda));
   m.impl("unpack_int4", TORCH_BOX(&unpack_int4_cuda));

@@ -192,12 +192,15 @@ struct MinMax {
   void step(State& s, const P&, int64_t i) const {
     add(s, Vec::load(x + i));
   }
-  // the missing lanes repeat the first value there
   template <class P>
   void step_some(State& s, const P&, int64_t i, int64_t n) const {
+    add(s, some(i, n));
+  }
+  // the missing lanes repeat the first value there
+  Vec some(int64_t i, int64_t n) const {
     T lanes[16];
     for (int64_t l = 0; l < 16; ++l) lanes[l] = x[i + (l < n ? l : 0)];
-    add(s, Vec::load(lanes));
+    return Vec::load(lanes);
   }
   static void add(State& s, Vec v) {
     s.low = min(v, s.low);
@@ -222,6 +225,27 @@ struct MinMax {
   }
 };
 
+// fake_quantize and minmax at once.
+template <class T>
+struct Observed {
+  MinMax<T> seen;
+  T* y;
+  using State = typename MinMax<T>::State;
+  State start() const { return seen.start(); }
+  void step(State& s, const VecParams& p, int64_t i) const {
+    const Vec v = Vec::load(seen.x + i);
+    seen.add(s, v);
+    formula::fake_quantize(v, p).store(y + i);
+  }
+  void step_some(State& s, const VecParams& p, int64_t i, int64_t n) const {
+    const Vec v = seen.some(i, n);
+    seen.add(s, v);
+    store_some(y + i, formula::fake_quantize(v, p), n);
+  }
+  Pair combine(const State& s) const { return seen.combine(s); }
+  void lanes(const State& s, Pair* out, int64_t n) const { seen.lanes(s, out, n); }
+};
+
 template <class T>
 void learned_backward(const Problem& p, const Reduction& r, const void* grad, const void* x, void* grad_x,
                       Pair* partials, int64_t begin, int64_t end) {
@@ -234,6 +258,15 @@ void learned_backward(const Problem& p, const Reduction& r, const void* grad, co
 template <class T>
 void minmax(const Reduction& r, const void* x, Pair* partials, int64_t begin, int64_t end) {
   reduce(r, MinMax<T>{static_cast<const T*>(x)}, [](int64_t, int64_t) { return 0; }, partials, begin, end);
+}
+
+template <class T>
+void observed(const Problem& p, const Reduction& r, const void* x, void* y, Pair* partials, int64_t begin,
+              int64_t end) {
+  reduce(
+      r, Observed<T>{{static_cast<const T*>(x)}, static_cast<T*>(y)},
+      [&](int64_t i, int64_t channel) { return channel < 0 ? gather(p, i) : broadcast(p, channel); }, partials, begin,
+      end);
 }
 
 }  // namespace
@@ -253,6 +286,7 @@ constexpr Kernels make_kernels(Isa isa) {
           {backward<float>, backward<Half>, backward<BFloat16>},
           {learned_backward<float>, learned_backward<Half>, learned_backward<BFloat16>},
           {minmax<float>, minmax<Half>, minmax<BFloat16>},
+          {observed<float>, observed<Half>, observed<BFloat16>},
           {histogram<float>, histogram<Half>, histogram<BFloat16>}};
 }
 

@@ -228,6 +228,38 @@ struct MinMax {
   static __device__ __forceinline__ Pair join(Pair a, Pair b) { return extremes(a, b); }
 };
 
+// fake_quantize and minmax at once.
+template <class T>
+struct Observed {
+  static constexpr int width = kWidth<T>;
+  using Params = Parameters;
+  using State = typename MinMax<T>::State;
+  Spread spread;
+  const T* x;
+  T* y;
+  bool fits() const { return aligned<width>(x) && aligned<width>(y); }
+  __device__ __forceinline__ Params params(int64_t channel) const { return spread.of(channel); }
+  template <int N>
+  __device__ __forceinline__ void gather(int64_t i, Params (&p)[N]) const {
+    spread.gather(i, p);
+  }
+  template <int N, int S>
+  __device__ __forceinline__ void step(State (&states)[S], const Params (&p)[S], int64_t i) const {
+    float v[N];
+    load<N>(x + i, v);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      State& s = states[k % S];
+      s.low = least(s.low, v[k]);
+      s.high = greatest(s.high, v[k]);
+      v[k] = formula::fake_quantize(v[k], p[k % S]);
+    }
+    store<N>(y + i, v);
+  }
+  static __device__ __forceinline__ Pair value(const State& s) { return MinMax<T>::value(s); }
+  static __device__ __forceinline__ Pair join(Pair a, Pair b) { return MinMax<T>::join(a, b); }
+};
+
 struct DoublePair {
   double first, second;
 };

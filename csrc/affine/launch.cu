@@ -144,6 +144,14 @@ void minmax(DType type, const Cut& cut, const void* x, Pair* partials, float* lo
   });
 }
 
+void observed(DType type, const Problem& problem, const Cut& cut, const void* x, void* y, Pair* partials, float* low,
+              float* high, cudaStream_t stream) {
+  by_dtype(type, [&]<class T>(T) {
+    reduce(Observed<T>{Spread(problem), static_cast<const T*>(x), static_cast<T*>(y)}, Extremes{low, high}, cut,
+           partials, cut.layout.channels, stream);
+  });
+}
+
 void pack_int4(const uint8_t* q, uint8_t* packed, int64_t rows, int64_t columns, cudaStream_t stream) {
   const int64_t each = (columns + 1) / 2, bytes = rows * each;
   if (bytes == 0) return;

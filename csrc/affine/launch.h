@@ -28,6 +28,9 @@ void learned_backward(DType type, const Problem& problem, const Cut& cut, const 
                       double grad_factor, Pair* partials, int64_t channels, float* grad_scale, float* grad_zero,
                       cudaStream_t stream);
 void minmax(DType type, const Cut& cut, const void* x, Pair* partials, float* low, float* high, cudaStream_t stream);
+// fake_quantize and minmax at once.
+void observed(DType type, const Problem& problem, const Cut& cut, const void* x, void* y, Pair* partials, float* low,
+              float* high, cudaStream_t stream);
 
 // counts: [channels, bins]; channels as for learned_backward, a limit each. bins: a power of two.
 void histogram(DType type, const Layout& layout, const void* x, const float* limit, int64_t bins, int64_t channels,

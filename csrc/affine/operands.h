@@ -17,6 +17,10 @@ inline DType float_dtype(const char* op, const char* argument, ScalarType type) 
   return DType::float32;
 }
 
+inline void check_not_empty(const char* op, const Tensor& x) {
+  STD_TORCH_CHECK(x.numel() > 0, op, ": x must have at least one element, got shape ", shape_of(x));
+}
+
 // x made dense, and how its memory is cut into channels.
 struct Arranged {
   Tensor x;

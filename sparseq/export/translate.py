@@ -18,8 +18,9 @@ NOT_EXPORTED = frozenset(
         # gradients
         "fake_quantize_backward",
         "fake_quantize_learned_backward",
-        # what calibration looks at
+        # what calibration and training look at
         "histogram",
+        "fake_quantize_observed",
         # how bytes are laid out in sparseq's own files; ONNX has INT4 tensors
         "pack_int4",
         "unpack_int4",

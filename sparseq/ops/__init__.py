@@ -5,7 +5,6 @@ import torch
 import sparseq._C  # noqa: F401  (registers the ops)
 from sparseq.ops.affine import (
     dequantize,
-    fake_quantize,
     minmax,
     pack_int4,
     quantize,
@@ -14,11 +13,13 @@ from sparseq.ops.affine import (
 from sparseq.ops.gemm import int8_conv2d, int8_linear, int8_tiles, tile_kind
 from sparseq.ops.observe import histogram
 from sparseq.ops.sparse24 import mask_24, pack_24, unpack_24
+from sparseq.ops.training import fake_quantize, fake_quantize_observed
 from sparseq.ops.weight_only import int4_linear, linear_24, tiles_24
 
 __all__ = [
     "dequantize",
     "fake_quantize",
+    "fake_quantize_observed",
     "histogram",
     "int4_linear",
     "int8_conv2d",

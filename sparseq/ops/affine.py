@@ -1,4 +1,4 @@
-"""The affine family: quantize, dequantize, fake_quantize, minmax, INT4 packing.
+"""The affine family: quantize, dequantize, minmax, INT4 packing; fake_quantize is in training.py.
 
 One scheme covers them all, per tensor (axis None), per channel (axis) or per group (group_size):
 
@@ -14,7 +14,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparseq.ops.check import check_affine, check_float, check_grouping, check_int4, check_tensor
+from sparseq.ops.check import (
+    arranged_like,
+    check_affine,
+    check_float,
+    check_grouping,
+    check_int4,
+    check_not_empty,
+    check_tensor,
+)
 from sparseq.reference import scale_shape
 
 _ops = torch.ops.sparseq
@@ -108,54 +116,6 @@ def dequantize(
     return _ops.dequantize(q, scale, zero_point, axis, group_size, dtype)
 
 
-def fake_quantize(
-    x: Tensor,
-    scale: Tensor | float,
-    zero_point: Tensor | int | None,
-    quant_min: int,
-    quant_max: int,
-    axis: int | None = None,
-    group_size: int | None = None,
-    *,
-    grad_factor: float = 1.0,
-) -> Tensor:
-    """Quantise and dequantise in one pass: `(clamp(rne(x/scale) + z, qmin, qmax) - z) * scale`.
-
-    Equal to `dequantize(quantize(x))` bit for bit. Gradients, computed from x in one pass:
-    straight-through for x (`grad` inside the range, 0 outside); where scale or zero_point require
-    one, `dy/dscale = v - x/scale` inside and `clamp(v)` outside with `v = rne(x/scale)`, and
-    `dy/dzero_point = -scale` outside, 0 inside. A float zero_point is rounded and clamped first.
-
-    Args:
-        x: float32, float16 or bfloat16.
-        scale: as for `quantize`; may require grad.
-        zero_point: int32 or None as for `quantize`, or float32 (learned), which may require grad.
-        quant_min: as for `quantize`.
-        quant_max: as for `quantize`.
-        axis: as for `quantize`.
-        group_size: as for `quantize`.
-        grad_factor: multiplies the gradients of scale and zero_point; LSQ uses
-            `1 / sqrt(numel * quant_max)`.
-
-    Returns:
-        x's dtype, shape and strides.
-
-    Raises:
-        ValueError: a shape, a range, or a scale that is not positive and finite.
-        TypeError: a dtype.
-
-    Reference:
-        Jacob et al. 2018 (fake quantisation); Bengio et al. 2013 (straight-through); LSQ, Esser et
-        al. 2020, eq. 1-3; LSQ+, Bhalgat et al. 2020, eq. 3-4.
-    """
-    scale, zero_point = check_affine(
-        "fake_quantize", x, scale, zero_point, quant_min, quant_max, axis, group_size
-    )
-    return _ops.fake_quantize(
-        x, scale, zero_point, quant_min, quant_max, axis, group_size, grad_factor
-    )
-
-
 def minmax(
     x: Tensor, axis: int | None = None, group_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -176,8 +136,7 @@ def minmax(
     check_tensor("minmax", "x", x)
     check_float("minmax", "x", x.dtype)
     check_grouping("minmax", x, axis, group_size)
-    if x.numel() == 0:
-        raise ValueError(f"minmax: x must not be empty, got shape {tuple(x.shape)}")
+    check_not_empty("minmax", x)
     return _ops.minmax(x.detach(), axis, group_size)
 
 
@@ -228,36 +187,14 @@ def unpack_int4(packed: Tensor, columns: int, signed: bool = True) -> Tensor:
 # --- fake kernels (shapes, dtypes, strides) ---
 
 
-def _arranged_like(x: Tensor, group_size: int | None, dtype: torch.dtype) -> Tensor:
-    if group_size is not None:  # groups are row-major: the kernel makes x contiguous
-        return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-    return torch.empty_like(x, dtype=dtype)
-
-
 @torch.library.register_fake("sparseq::quantize")
 def _(x, scale, zero_point, quant_min, quant_max, axis, group_size):  # type: ignore[no-untyped-def]
-    return _arranged_like(x, group_size, torch.int8 if quant_min < 0 else torch.uint8)
+    return arranged_like(x, group_size, torch.int8 if quant_min < 0 else torch.uint8)
 
 
 @torch.library.register_fake("sparseq::dequantize")
 def _(q, scale, zero_point, axis, group_size, dtype):  # type: ignore[no-untyped-def]
-    return _arranged_like(q, group_size, dtype)
-
-
-@torch.library.register_fake("sparseq::fake_quantize")
-def _(x, scale, zero_point, quant_min, quant_max, axis, group_size, grad_factor):  # type: ignore[no-untyped-def]
-    return _arranged_like(x, group_size, x.dtype)
-
-
-@torch.library.register_fake("sparseq::fake_quantize_backward")
-def _(grad, x, scale, zero_point, quant_min, quant_max, axis, group_size):  # type: ignore[no-untyped-def]
-    return _arranged_like(x, group_size, x.dtype)
-
-
-@torch.library.register_fake("sparseq::fake_quantize_learned_backward")
-def _(grad, x, scale, zero_point, quant_min, quant_max, axis, group_size, grad_factor):  # type: ignore[no-untyped-def]
-    per_channel = [scale.new_empty(scale.shape) for _ in range(2)]
-    return _arranged_like(x, group_size, x.dtype), *per_channel
+    return arranged_like(q, group_size, dtype)
 
 
 @torch.library.register_fake("sparseq::minmax")
@@ -275,30 +212,3 @@ def _(q):  # type: ignore[no-untyped-def]
 def _(packed, columns, signed):  # type: ignore[no-untyped-def]
     dtype = torch.int8 if signed else torch.uint8
     return packed.new_empty((*packed.shape[:-1], columns), dtype=dtype)
-
-
-# --- autograd ---
-
-
-def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, scale, zero_point, *ctx.rest, ctx.grad_factor = inputs
-    ctx.save_for_backward(x, scale, zero_point)
-
-
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    x, scale, zero_point = ctx.saved_tensors
-    nothing = (None,) * 5
-    if any(ctx.needs_input_grad[1:3]):
-        grad_x, grad_scale, grad_zero = _ops.fake_quantize_learned_backward(
-            grad, x, scale, zero_point, *ctx.rest, ctx.grad_factor
-        )
-        return (
-            grad_x,
-            grad_scale if ctx.needs_input_grad[1] else None,
-            grad_zero.reshape(zero_point.shape) if ctx.needs_input_grad[2] else None,
-            *nothing,
-        )
-    return _ops.fake_quantize_backward(grad, x, scale, zero_point, *ctx.rest), None, None, *nothing
-
-
-torch.library.register_autograd("sparseq::fake_quantize", _backward, setup_context=_save)

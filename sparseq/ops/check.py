@@ -28,6 +28,12 @@ def check_tensor(op: str, argument: str, value: object) -> None:
         raise TypeError(f"{op}: {argument} must be a tensor, got {type(value).__name__}")
 
 
+def check_not_empty(op: str, x: Tensor) -> None:
+    """ValueError if x has no elements."""
+    if x.numel() == 0:
+        raise ValueError(f"{op}: x must not be empty, got shape {tuple(x.shape)}")
+
+
 def check_float(op: str, argument: str, dtype: torch.dtype) -> None:
     """TypeError unless dtype is one the kernels compute on."""
     if dtype not in FLOATS:
@@ -64,6 +70,13 @@ def check_grouping(op: str, x: Tensor, axis: int | None, group_size: int | None)
             f"{op}: group_size must divide the {length} elements it cuts "
             f"(x of shape {tuple(x.shape)}, axis {axis}), got {group_size}"
         )
+
+
+def arranged_like(x: Tensor, group_size: int | None, dtype: torch.dtype) -> Tensor:
+    """What a kernel gives for x: its shape and, without groups, its strides."""
+    if group_size is not None:  # groups are row-major: the kernel makes x contiguous
+        return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    return torch.empty_like(x, dtype=dtype)
 
 
 def values_visible(x: Tensor) -> bool:

@@ -181,6 +181,21 @@ def minmax(
     return rows.amin(1).reshape(shape), rows.amax(1).reshape(shape)
 
 
+def fake_quantize_observed(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None = None,
+    group_size: int | None = None,
+    grad_factor: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`fake_quantize(x)` and `minmax(x)`."""
+    y = fake_quantize(x, scale, zero_point, quant_min, quant_max, axis, group_size, grad_factor)
+    return y, *minmax(x, axis, group_size)
+
+
 def histogram(
     x: Tensor, limit: Tensor, bins: int, axis: int | None = None, group_size: int | None = None
 ) -> Tensor:

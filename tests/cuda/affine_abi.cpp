@@ -43,6 +43,11 @@ void learned_backward(int type, const Scheme* s, const void* grad, const void* x
 void minmax(int type, const Scheme* s, const void* x, void* partials, float* low, float* high) {
   cuda::minmax(DType(type), cuda::Cut(problem_of(*s).layout), x, static_cast<Pair*>(partials), low, high, nullptr);
 }
+void observed(int type, const Scheme* s, const void* x, void* y, void* partials, float* low, float* high) {
+  const Problem problem = problem_of(*s);
+  cuda::observed(DType(type), problem, cuda::Cut(problem.layout), x, y, static_cast<Pair*>(partials), low, high,
+                 nullptr);
+}
 void pack_int4(const void* q, void* packed, int64_t rows, int64_t columns) {
   cuda::pack_int4(static_cast<const uint8_t*>(q), static_cast<uint8_t*>(packed), rows, columns, nullptr);
 }

@@ -159,6 +159,17 @@ class Case:
         got = [self.gpu.take(p, (self.channels,), torch.float32) for p in (low, high)]
         return got, reference.minmax(self.x, **self.options)
 
+    def observed(self) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        y = self.gpu.room(self.shape, self.dtype, self.offset)
+        low, high = (self.gpu.room((self.channels,), torch.float32) for _ in range(2))
+        x = self.gpu.put(self.x, self.offset)
+        self.gpu.call("observed", self.type, self.by, x, y, self.scratch(), low, high)
+        got = [self.gpu.take(y, self.shape, self.dtype)]
+        got += [self.gpu.take(p, (self.channels,), torch.float32) for p in (low, high)]
+        return got, reference.fake_quantize_observed(
+            self.x, self.scale, self.zero, *self.limits, **self.options
+        )
+
 
 def assert_same_bits(got: Tensor, want: Tensor) -> None:
     assert got.dtype == want.dtype

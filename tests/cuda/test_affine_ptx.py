@@ -172,6 +172,32 @@ def test_minmax(gpu, dtype: torch.dtype, layout: str) -> None:
             assert torch.equal(got.nan_to_num(1e30), want.reshape(-1).nan_to_num(1e30))
 
 
+@dtypes
+@layouts
+def test_observed(gpu, dtype: torch.dtype, layout: str) -> None:
+    """fake_quantize's y, and minmax's range to the last bit."""
+    shape, axis, group = LAYOUTS[layout]
+    for wild in (False, True):
+        case = Case(gpu, dtype, shape, axis, group, wild=wild)
+        got, want = case.observed()
+        assert_same_bits(got[0], want[0])
+        for end, alone, exact in zip(got[1:], case.minmax()[0], want[1:], strict=True):
+            assert_same_bits(end, alone)
+            assert torch.equal(end.nan_to_num(1e30), exact.reshape(-1).nan_to_num(1e30))
+
+
+@dtypes
+@pytest.mark.parametrize("zero", ["none", "int32", "float32"])
+@pytest.mark.parametrize("layout", ["ragged_weight", "images", "last", "ragged_last", "groups"])
+def test_observed_zero_points_and_unaligned_pointers(
+    gpu, dtype: torch.dtype, zero: str, layout: str
+) -> None:
+    shape, axis, group = LAYOUTS[layout]
+    for offset in (0, 1):
+        got, want = Case(gpu, dtype, shape, axis, group, zero=zero, offset=offset).observed()
+        assert_same_bits(got[0], want[0])
+
+
 @pytest.mark.parametrize(
     "layout, grids",
     [
@@ -193,7 +219,9 @@ def test_grid_and_schedule_change_no_bit(gpu, layout: str, grids: list) -> None:
     for max_blocks, schedule, seed in ((None, "lockstep", 0), *grids):
         gpu.reset(max_blocks, schedule, seed)
         case = Case(gpu, torch.float16, shape, axis, group, wild=False)
-        results.append([case.quantize()[0], *case.learned()[0], *case.minmax()[0]])
+        results.append(
+            [case.quantize()[0], *case.learned()[0], *case.minmax()[0], *case.observed()[0]]
+        )
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert_same_bits(a, b)

@@ -46,6 +46,8 @@ def test_affine(dtype, shape):
         same(ops.histogram, x, limits, bins, 1)
     if x.numel():
         same(ops.minmax, x.nan_to_num())
+        for scale, points, axis in grids:
+            same(ops.fake_quantize_observed, x.nan_to_num(), scale, points, -128, 127, axis)
     same(
         ops.unpack_int4,
         same(ops.pack_int4, torch.randint(-8, 8, shape, dtype=torch.int8)),

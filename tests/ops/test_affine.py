@@ -227,6 +227,27 @@ def test_minmax_equals_reference(case):
             testing.assert_equal(value + 0.0, exact + 0.0, message=f"{name} {case}")
 
 
+def same_bits(a, b):
+    """Whether two tensors hold the same bits; a NaN may be any NaN."""
+    bits = {2: torch.int16, 4: torch.int32}[a.element_size()]
+    equal = (a.view(bits) == b.view(bits)) | (a.isnan() & b.isnan())
+    return a.dtype == b.dtype and a.shape == b.shape and bool(equal.all())
+
+
+@given(cases(empty=False))
+@settings(max_examples=300)
+def test_observed_is_the_two_ops(case):
+    """Bit for bit, the sign of a zero included: they share one order of comparisons."""
+    for name in testing.every_isa():
+        y, *ends = ops.fake_quantize_observed(case.x, *case.grid)
+        testing.assert_equal(y, reference.fake_quantize(case.x, *case.grid), message=str(case))
+        assert_laid_out(y, case)
+        for got, wanted in zip(ends, ops.minmax(case.x, *case.grouping), strict=True):
+            assert same_bits(got, wanted), f"{name} {case}"
+        for got, exact in zip(ends, reference.minmax(case.x, *case.grouping), strict=True):
+            testing.assert_equal(got + 0.0, exact + 0.0, message=f"{name} {case}")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_length(isa, dtype):
     """Vector bodies and tails, around each edge value in turn."""
@@ -259,6 +280,11 @@ def test_every_length(isa, dtype):
         clean = torch.randn(length).to(dtype)
         for value, exact in zip(ops.minmax(clean), reference.minmax(clean), strict=True):
             testing.assert_equal(value, exact, message=f"{length}")
+        for axis in (None, 0):
+            grid = (torch.full((length,) if axis == 0 else (), 0.02), None, -128, 127, axis)
+            wanted = reference.fake_quantize_observed(clean, *grid)
+            for value, exact in zip(ops.fake_quantize_observed(clean, *grid), wanted, strict=True):
+                testing.assert_equal(value, exact, message=f"{length} axis {axis}")
 
 
 def test_rounds_half_to_even_and_saturates(isa):
@@ -337,6 +363,7 @@ def test_large_tensors_do_not_depend_on_threads_or_isa(shape, axis, group_size, 
             raw.fake_quantize_backward(grad, x, *arguments),
             *raw.fake_quantize_learned_backward(grad, x, *arguments, 0.5),
             *ops.minmax(x, axis, group_size),
+            *ops.fake_quantize_observed(x, *arguments),
         )
 
     wanted = (
@@ -345,6 +372,7 @@ def test_large_tensors_do_not_depend_on_threads_or_isa(shape, axis, group_size, 
         reference.fake_quantize_backward(grad, x, *arguments),
         *reference.fake_quantize_learned_backward(grad, x, *arguments, 0.5),
         *reference.minmax(x, axis, group_size),
+        *reference.fake_quantize_observed(x, *arguments),
     )
     bounds = terms(Case("", x, grad, scale, zero_point, -128, 127, axis, group_size))
     first = results()
@@ -367,6 +395,8 @@ def test_minmax_of_large_tensors_finds_a_lone_nan(isa):
     low, high = ops.minmax(x, 0)
     assert low.isnan().tolist() == high.isnan().tolist() == [False, True, False]
     assert bool(ops.minmax(x)[0].isnan()) and bool(ops.minmax(x.T, 1)[1][1].isnan())
+    y, low, high = ops.fake_quantize_observed(x, 0.02, None, -127, 127)
+    assert bool(low.isnan()) and bool(high.isnan()) and float(y[1, 40000]) == 0.0
 
 
 def test_minmax_with_infinities(isa):

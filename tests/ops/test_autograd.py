@@ -274,3 +274,39 @@ def test_forward_saves_no_mask():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         ops.fake_quantize(x, scale, None, -127, 127)
     assert {t.data_ptr() for t in saved} == {x.data_ptr(), scale.data_ptr()}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("zero", ["none", "int32", "float32"])
+def test_observed_has_the_gradients_of_fake_quantize(isa, scheme, zero):
+    grads, grad = [], torch.randn(8, 6)
+    x, scale, zero_point, grouping = inputs(scheme, zero)
+    leaves = [t for t in (x, scale, zero_point) if t is not None and t.requires_grad]
+    for op in (ops.fake_quantize, ops.fake_quantize_observed):
+        y = op(x, scale, zero_point, -128, 127, *grouping, grad_factor=0.25)
+        y, *ends = y if isinstance(y, tuple) else (y,)
+        assert y.requires_grad and not any(end.requires_grad for end in ends)
+        grads.append(torch.autograd.grad(y, leaves, grad))
+    for got, wanted in zip(grads[1], grads[0], strict=True):
+        testing.assert_equal(got, wanted)
+
+
+def test_what_is_observed_joins_no_graph():
+    x = torch.randn(5, requires_grad=True)
+    y, low, high = ops.fake_quantize_observed(x, 0.1, None, -127, 127)
+    (y.sum() + low * high * x.sum()).backward()
+    testing.assert_equal(x.grad, 1 + (x.detach().min() * x.detach().max()).expand(5))
+
+
+def test_observed_compiles():
+    def step(x, scale):
+        y, low, high = ops.fake_quantize_observed(x * 2, scale, None, -128, 127, grad_factor=0.5)
+        return y.sin().sum(), low, high
+
+    x, scale = torch.randn(8, 6, requires_grad=True), torch.tensor(0.03, requires_grad=True)
+    results = []
+    for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        loss, low, high = run(x, scale)
+        results.append((loss.detach(), low, high, *torch.autograd.grad(loss, [x, scale])))
+    for got, wanted in zip(*results, strict=True):
+        testing.assert_equal(got, wanted)

@@ -77,7 +77,7 @@ AFFINE = [
 ]
 
 
-@pytest.mark.parametrize("op", [ops.quantize, ops.fake_quantize])
+@pytest.mark.parametrize("op", [ops.quantize, ops.fake_quantize, ops.fake_quantize_observed])
 @pytest.mark.parametrize(("arguments", "error", "text"), AFFINE)
 def test_affine_arguments(op, arguments, error, text):
     with pytest.raises(error, match=f"^{op.__name__}: .*{text}"):
@@ -91,7 +91,7 @@ def test_dequantize_arguments(arguments, error, text):
         ops.dequantize(q, *arguments)
 
 
-@pytest.mark.parametrize("op", [ops.quantize, ops.fake_quantize])
+@pytest.mark.parametrize("op", [ops.quantize, ops.fake_quantize, ops.fake_quantize_observed])
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.int32, torch.int8, torch.bool, torch.complex64]
 )
@@ -107,6 +107,10 @@ def test_x_of_another_dtype(op, dtype):
     [
         (lambda v: ops.quantize(v, 0.1, None, -127, 127), "quantize: x must be a tensor"),
         (lambda v: ops.fake_quantize(v, 0.1, None, -127, 127), "fake_quantize: x must be a tensor"),
+        (
+            lambda v: ops.fake_quantize_observed(v, 0.1, None, -127, 127),
+            "fake_quantize_observed: x must be a tensor",
+        ),
         (lambda v: ops.dequantize(v, 0.1, None), "dequantize: q must be a tensor"),
         (lambda v: ops.minmax(v), "minmax: x must be a tensor"),
         (lambda v: ops.histogram(v, 1.0, 8), "histogram: x must be a tensor"),
@@ -149,6 +153,11 @@ def test_dequantize_dtypes():
             r"minmax: x must not be empty, got .*\(0,\)",
         ),
         (lambda: ops.minmax(torch.empty(3, 0), 0), ValueError, "minmax: x must not be empty"),
+        (
+            lambda: ops.fake_quantize_observed(torch.empty(0, 3), 0.1, None, -127, 127),
+            ValueError,
+            r"fake_quantize_observed: x must not be empty, got shape \(0, 3\)",
+        ),
         (lambda: ops.minmax(x, 5), ValueError, r"minmax: axis must be in \[-2, 1\], got 5"),
         (lambda: ops.minmax(x, None, 4), ValueError, "minmax: group_size must divide"),
         (lambda: ops.histogram(x.double(), 1.0, 8), TypeError, "histogram: x must be .* float64"),
@@ -353,6 +362,19 @@ RAW = {
     ),
     "learned scale": lambda: learned(x, scales(0.1, 0.1), None, -127, 127, 0, None),
     "learned zero_point": lambda: learned(x, ones, zeros(0), -127, 127, 0, None),
+    "observed nothing": lambda: raw.fake_quantize_observed(
+        torch.empty(0), scale, None, -127, 127, None, None, 1.0
+    ),
+    "observed scale": lambda: raw.fake_quantize_observed(
+        x, scales(0.1, 0.1), None, -127, 127, 0, None, 1.0
+    ),
+    "observed zero_point": lambda: raw.fake_quantize_observed(
+        x, ones, zeros(0), -127, 127, 0, None, 1.0
+    ),
+    "observed range": lambda: raw.fake_quantize_observed(x, scale, None, 0, 300, None, None, 1.0),
+    "observed dtype": lambda: raw.fake_quantize_observed(
+        x.double(), scale, None, -127, 127, None, None, 1.0
+    ),
     "minmax of nothing": lambda: raw.minmax(torch.empty(0), None, None),
     "minmax axis": lambda: raw.minmax(x, -5, None),
     "minmax group_size": lambda: raw.minmax(x, None, 5),

@@ -67,6 +67,13 @@ ROWS = {
         (leaf(image.half()), each, zeros, -128, 127, 1, None, 1.0),
         (leaf(x).transpose(0, 2), one, None, -127, 127, None, None, 1.0),
     ],
+    "fake_quantize_observed": [
+        (x, one, None, -127, 127, None, None, 1.0),
+        (leaf(x), one, zero, -128, 127, None, None, 1.0),
+        (leaf(x), leaf(each), leaf(zeros.float()), -8, 7, 1, None, 0.1),
+        (leaf(x).bfloat16(), groups, None, -7, 7, -1, 3, 1.0),
+        (leaf(image), one, None, -127, 127, None, None, 1.0),
+    ],
     "fake_quantize_backward": [
         (x, x, one, None, -127, 127, None, None),
         (x.transpose(0, 2), x.transpose(0, 2), one, zero, -128, 127, None, None),
