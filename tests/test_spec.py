@@ -81,7 +81,7 @@ def test_group_size_implies_axis_0():
         (lambda: Quant(bits="8"), "bits must .* got '8'"),
         (lambda: Quant(signed=1), "signed must be True or False, got 1"),
         (lambda: Quant(symmetric=None), "symmetric must be True or False, got None"),
-        (lambda: Quant(learned="yes"), "learned must be one of (False, True, 'pact'), got 'yes'"),
+        (lambda: Quant(learned="yes"), "learned must be one of .False, True, 'pact'., got 'yes'"),
         (lambda: Quant(axis=1.5), "axis must be an axis or None, got 1.5"),
         (lambda: Quant(axis="rows"), "axis must be an axis or None, got 'rows'"),
         (lambda: Quant(group_size=0), "group_size must be at least 1 or None, got 0"),

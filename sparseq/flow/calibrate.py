@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from sparseq.flow.prepare import input_quantizers
+from sparseq.flow.prepare import input_quantizers, layers_of, original_weight, transform_of
 from sparseq.quant import FakeQuantize
+from sparseq.quant.reduce import reduced_
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,7 +35,9 @@ def calibrate(model: Model, batches: Iterable[Any]) -> Model:
     """Show a prepared model data so that its inputs' ranges are known: post-training quantisation.
 
     The model runs in eval mode with masks on and fake-quantisation off. Earlier ranges are
-    forgotten.
+    forgotten, frozen grids apart. In a distributed run each rank may bring its own batches, as many
+    as it has: what all ranks saw is put together at the end (and a DistributedDataParallel model is
+    unwrapped, so that its ranks need not keep step).
 
     Args:
         model: prepared.
@@ -47,29 +51,39 @@ def calibrate(model: Model, batches: Iterable[Any]) -> Model:
         ValueError: no batch, or a value that is not finite.
         TypeError: a batch of another type.
     """
-    every = [m for m in model.modules() if isinstance(m, FakeQuantize)]
-    inputs = [m for m in every if not m.follow]
-    modes = {module: module.training for module in model.modules()}
-    enabled = {m: m.enabled for m in every}
-    count = 0
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    quantizers = [m for m in inner.modules() if isinstance(m, FakeQuantize)]
+    modes = {module: module.training for module in inner.modules()}
+    enabled = {m: m.enabled for m in quantizers}
+    count = torch.zeros(())
     try:
-        model.eval()
-        for m in inputs:
-            m.observer.reset()  # type: ignore[union-attr]
-            m.observing = True
-        for m in every:
+        inner.eval()
+        for m in quantizers:
+            m.start_observing()
             m.enabled = False
         for batch in batches:
-            _call(model, batch)
+            _call(inner, batch)
             count += 1
+        for m in quantizers:
+            m.stop_observing()
     finally:
-        for m in every:
+        for m in quantizers:
             m.enabled, m.observing = enabled[m], False
         for module, training in modes.items():
             module.training = training
-    if count == 0:
+    _settle_weights(inner)
+    if reduced_(count) == 0:
         raise ValueError("calibrate: batches must hold at least one batch, got none")
-    for name, m in input_quantizers(model).items():
+    for name, m in input_quantizers(inner).items():
         if m.calibrated and not torch.isfinite(m.scale).all():
             raise ValueError(f"calibrate: the input of {name} must be finite, got an infinity")
     return model
+
+
+def _settle_weights(model: nn.Module) -> None:
+    """Set the weights' grids too, those that are fitted or learned among them."""
+    for layer in layers_of(model).values():
+        if transform_of(layer, FakeQuantize) is not None:
+            original = original_weight(layer)
+            if original.numel():
+                _ = layer.weight

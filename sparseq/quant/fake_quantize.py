@@ -55,6 +55,7 @@ class FakeQuantize(nn.Module):
 
     scale: Tensor
     zero_point: Tensor | None
+    share: Tensor  # of low and of high that a fitted weight's grid keeps
 
     def __init__(self, spec: Quant, shape: tuple[int, ...], *, follow: bool) -> None:
         super().__init__()
@@ -65,12 +66,14 @@ class FakeQuantize(nn.Module):
         if not follow:
             self.observer = (HistogramObserver if self.fits else Observer)(spec, shape)
         elif self.fits:
-            self.register_buffer("share", torch.ones(2, *shape))  # of low and high that is kept
+            self.register_buffer("share", torch.ones(2, *shape))
         self._used: Grid | None = None  # of the last training pass, for gradient checkpointing
         zero = None if spec.symmetric else torch.zeros(shape, dtype=torch.int32)
         if spec.learned:  # FSDP takes no parameter without a dimension
             self.scale = nn.Parameter(torch.ones(shape or 1))
-            self.zero_point = None if zero is None else nn.Parameter(zero.float().reshape(shape or 1))
+            self.zero_point = (
+                None if zero is None else nn.Parameter(zero.float().reshape(shape or 1))
+            )
         else:
             self.register_buffer("scale", torch.ones(shape))
             self.register_buffer("zero_point", zero)
@@ -87,7 +90,8 @@ class FakeQuantize(nn.Module):
         if not self.enabled:
             return x
         if self.follow and self._looks():
-            return self._quantize(x, *self._followed(x))
+            followed = self._followed(x)
+            return self._quantize(x, *(self.grid() if self.spec.learned else followed))
         if not self.calibrated:
             raise RuntimeError(
                 "this layer's input has no range yet: run calibrate(model, batches)"
@@ -121,14 +125,14 @@ class FakeQuantize(nn.Module):
         self.frozen = True
 
     def start_observing(self) -> None:
-        """Forget what was seen; until `stop_observing` the observer looks, and x passes as it is."""
+        """Forget what was seen; until `stop_observing` the observer looks at what passes."""
         if self.frozen:
             return
         self.observing = True
         if self.observer is not None:
             self.observer.reset()
-        elif self.fits:
-            self.calibrated = False
+        else:
+            self.calibrated = False  # a fitted or learned grid starts anew from the weight
 
     def stop_observing(self) -> None:
         """Set the grid from what was seen, on all ranks; without anything seen it stays."""
@@ -189,8 +193,6 @@ class FakeQuantize(nn.Module):
         scale, zero_point = range_to_grid(low, high, spec)
         if not torch.onnx.is_in_onnx_export():  # a graph of ONNX has no place to note it in
             self._set(scale, zero_point)
-        if spec.learned:
-            return self.grid()
         return scale, None if spec.symmetric else zero_point
 
     @torch.no_grad()

@@ -44,8 +44,9 @@ def fitted_range(
     for row in range(flat.shape[0]):
         values = centres * limit.flatten()[row]
         here = flat[row].nonzero().flatten() if spec.observer != "entropy" else slice(None)
+        weights = flat[row, here][None].double()
         found.append(
-            _fit(values[here][None], flat[row, here][None].double(), *(e[row, None] for e in ends), spec)
+            _fit(values[here][None], weights, ends[0][row, None], ends[1][row, None], spec)
         )
     lows, highs = (torch.cat(part).reshape(low.shape) for part in zip(*found, strict=True))
     return lows, highs
@@ -63,7 +64,9 @@ def range_of_values(x: Tensor, spec: Quant, shape: tuple[int, ...]) -> tuple[Ten
         (low, high), float32, of that shape.
     """
     x = x.detach().float()
-    rows = (x if spec.axis is None else x.movedim(spec.axis, 0)).reshape(max(1, _product(shape)), -1)
+    rows = (x if spec.axis is None else x.movedim(spec.axis, 0)).reshape(
+        max(1, _product(shape)), -1
+    )
     found = []
     for part in rows.split(max(1, _BUDGET // (rows.shape[1] * _COARSE))):
         low, high = part.aminmax(dim=1)

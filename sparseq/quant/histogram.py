@@ -56,9 +56,7 @@ class HistogramObserver(Observer):
         if bool((low <= high).all()):  # somebody saw something
             reach = _exponent(torch.maximum(-low, high))
             if self.counts is None or self.exponent is None:
-                self.counts = torch.zeros(
-                    (*low.shape, BINS), dtype=torch.int64, device=low.device
-                )
+                self.counts = torch.zeros((*low.shape, BINS), dtype=torch.int64, device=low.device)
                 self.exponent = reach
             self._widen(reduced_(torch.maximum(reach, self.exponent), greatest=True))
             counts = reduced_(self.counts)
