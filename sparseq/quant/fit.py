@@ -38,15 +38,21 @@ def fitted_range(
         (low, high), float32 `[*shape]`, inside of what was given.
     """
     bins = counts.shape[-1]
-    flat, ends = counts.reshape(-1, bins), (low.flatten(), high.flatten())
+    flat = counts.reshape(-1, bins)
+    ends = low.flatten().clamp(max=0), high.flatten().clamp(min=0)
     centres = (torch.arange(bins, device=counts.device) + 0.5 - bins / 2) / (bins / 2)
     found = []
     for row in range(flat.shape[0]):
-        values = centres * limit.flatten()[row]
-        here = flat[row].nonzero().flatten() if spec.observer != "entropy" else slice(None)
-        weights = flat[row, here][None].double()
+        weights = flat[row].double()
+        if spec.observer == "entropy":
+            # 0 is exact on every grid, and would outweigh the rest after a ReLU
+            weights[bins // 2] = torch.minimum(weights[bins // 2], weights[bins // 2 + 1])
+        filled = weights.nonzero().flatten()
+        values = (centres * limit.flatten()[row])[filled]
         found.append(
-            _fit(values[here][None], weights, ends[0][row, None], ends[1][row, None], spec)
+            _fit(values[None], weights[None, filled], ends[0][row, None], ends[1][row, None], spec)
+            if len(filled)
+            else (ends[0][row, None], ends[1][row, None])
         )
     lows, highs = (torch.cat(part).reshape(low.shape) for part in zip(*found, strict=True))
     return lows, highs
@@ -108,15 +114,17 @@ def _fit(
 def percentile_range(
     values: Tensor, weights: Tensor, low: Tensor, high: Tensor, spec: Quant
 ) -> tuple[Tensor, Tensor]:
-    """Cut the tails: symmetric, `high` holds percentile % of |x|; else a half of the rest is cut
-    at each end, or all of it above where nothing is below 0.
+    """Cut the tails.
+
+    Symmetric: `high` holds percentile % of |x|. Otherwise a half of the rest is cut at each end, or
+    all of it above where nothing is below 0.
 
     Reference:
         McKinstry et al. 2018, section 3.1.
-    """  # noqa: D205
+    """
     rest = 1 - spec.percentile / 100
     if spec.symmetric:
-        values, order = values.abs().sort(dim=1)
+        values, order = (values.abs() if spec.signed else values.clamp(min=0)).sort(dim=1)
         weights = weights.gather(1, order)
         high = torch.minimum(_quantile(values, weights, torch.full_like(high, 1 - rest)), high)
         return (-high if spec.signed else torch.zeros_like(high)), high
@@ -152,15 +160,11 @@ def divergence(values: Tensor, weights: Tensor, low: Tensor, high: Tensor, spec:
     """Kullback-Leibler divergence of a histogram from its quantised form, for each candidate.
 
     `P` is the histogram inside the range with the tails at its outermost bins; `Q` spreads what
-    each grid step holds evenly over its bins that are not empty. The bin of 0 counts as its
-    neighbour does: 0 is exact on every grid, and would outweigh the rest after a ReLU.
+    each grid step holds evenly over its bins. Empty bins count for nothing.
 
     Reference:
         Migacz 2017, 8-bit Inference with TensorRT.
     """
-    middle = values.shape[1] // 2
-    weights = weights.clone()
-    weights[:, middle] = torch.minimum(weights[:, middle], weights[:, middle + 1])
     scale, zero = range_to_grid(low, high, spec)
     levels = spec.quant_max - spec.quant_min + 1
     found = []

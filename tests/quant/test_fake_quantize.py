@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sparseq import Quant, ops, testing
-from sparseq.quant import FakeQuantize, freeze_observers, range_to_grid
+from sparseq.quant import FakeQuantize, freeze_observers, range_of_values, range_to_grid
 
 
 def weight_quantizer(shape=(), **scheme):
@@ -58,6 +58,103 @@ def test_moving_average_in_training():
 def test_without_a_range_it_says_what_to_do():
     with pytest.raises(RuntimeError, match="calibrate"):
         input_quantizer().eval()(torch.randn(3))
+
+
+def test_a_batch_is_quantised_on_the_grid_of_those_before_it():
+    """Observed in the same pass; the very first on its own."""
+    quantizer = input_quantizer().train()
+    assert float(quantizer(torch.tensor([1.27]))) == pytest.approx(1.27)
+    assert float(quantizer(torch.tensor([2.54]))) == pytest.approx(1.27)
+    assert float(quantizer(torch.tensor([5.08]))) == pytest.approx(2.54)
+    assert float(quantizer.eval()(torch.tensor([9.0]))) == pytest.approx(5.08)
+
+
+def test_passes_before_the_backward_pass_do_not_disturb_each_other():
+    """A shared layer, or accumulated losses: each backward uses the grid of its own forward."""
+    quantizer = input_quantizer(observer="moving_average", bits=4).train()
+    quantizer(torch.tensor([0.7]))
+    first, second = (torch.tensor([v], requires_grad=True) for v in (0.5, 0.9))
+    y = quantizer(first) + quantizer(second)
+    y.backward()
+    assert first.grad.item() == 1.0 and second.grad.item() == 0.0
+
+
+def test_a_batch_that_overflowed_moves_nothing():
+    quantizer = input_quantizer(observer="moving_average").train()
+    quantizer(torch.tensor([1.27]))
+    quantizer(torch.tensor([float("nan"), 5.0]))
+    assert float(quantizer.scale) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("kind", ["percentile", "histogram", "entropy"])
+def test_observers_of_distributions_look_in_calibration_only(kind):
+    quantizer = input_quantizer(observer=kind).train()
+    with pytest.raises(RuntimeError, match=r"run calibrate\(model, batches\)$"):
+        quantizer(torch.randn(5))
+    quantizer.start_observing()
+    quantizer(torch.randn(5000))
+    quantizer.stop_observing()
+    scale = quantizer.scale.clone()
+    quantizer(100 * torch.randn(5000))
+    testing.assert_equal(quantizer.scale, scale)
+
+
+@pytest.mark.parametrize("kind", ["percentile", "histogram", "entropy"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_weights_fitted_share_follows_it(kind, symmetric):
+    """Fitted once, then scaled with the weight's own range, until calibrated anew."""
+    weight = torch.randn(3, 500)
+    quantizer = weight_quantizer((3,), axis=0, bits=4, observer=kind, symmetric=symmetric)
+    quantizer(weight)
+    fitted = range_to_grid(*range_of_values(weight, quantizer.spec, (3,)), quantizer.spec)
+    torch.testing.assert_close(quantizer.scale, fitted[0], rtol=1e-6, atol=0)
+    first = quantizer.scale.clone()
+    quantizer(3 * weight)
+    torch.testing.assert_close(quantizer.scale, 3 * first)
+    other = weight**3
+    quantizer(other)
+    assert not torch.allclose(quantizer.scale, first)
+    quantizer.start_observing()
+    quantizer.stop_observing()
+    quantizer(other)
+    fitted = range_to_grid(*range_of_values(other, quantizer.spec, (3,)), quantizer.spec)
+    torch.testing.assert_close(quantizer.scale, fitted[0], rtol=1e-6, atol=0)
+
+
+def test_pact_clips_and_learns_from_what_it_clips():
+    """Choi et al. 2018, eq. 1-4: dy/dalpha is 1 from alpha on and 0 below."""
+    quantizer = input_quantizer(learned="pact", signed=False, bits=4).train()
+    quantizer(torch.tensor([1.5]))
+    x = torch.tensor([-0.5, 0.33, 1.2, 2.0, 3.0], requires_grad=True)
+    y = quantizer(x)
+    assert y.tolist() == pytest.approx([0.0, 0.3, 1.2, 1.5, 1.5])
+    y.sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 0, 0]
+    alpha_step = quantizer.scale.grad.item() * 15  # a step of the scale moves alpha 15 times as far
+    assert alpha_step == pytest.approx(2.0)  # two were clipped
+
+
+def test_pact_of_a_signed_scheme_clips_both_ends():
+    quantizer = weight_quantizer((2,), learned="pact", axis=0, bits=4)
+    weight = torch.tensor([[0.7, -0.7], [1.4, 0.1]])
+    quantizer(weight)
+    wider = (2 * weight).requires_grad_()
+    y = quantizer(wider)
+    torch.testing.assert_close(y, torch.tensor([[0.7, -0.7], [1.4, 0.2]]))
+    (y * torch.tensor([[1.0, 1.0], [5.0, 1.0]])).sum().backward()
+    assert (quantizer.scale.grad * 7).tolist() == pytest.approx([0.0, 5.0])
+
+
+def test_pact_learns_to_clip_an_outlier():
+    x = torch.cat([torch.rand(2000), torch.tensor([40.0])])
+    quantizer = input_quantizer(learned="pact", signed=False, bits=3).train()
+    quantizer(x)
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.5, weight_decay=0.02)
+    for _ in range(400):
+        optimizer.zero_grad()
+        (quantizer(x) - x)[:-1].square().mean().backward()
+        optimizer.step()
+    assert quantizer.scale.item() * 7 < 20
 
 
 def test_frozen_grids_stay():
