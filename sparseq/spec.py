@@ -45,6 +45,8 @@ class Quant:
             has a gradient from what it clips only: PACT.
         percentile: with that observer, how much of the values the range shall cover, in percent:
             `(100 - percentile) / 2` are cut at each end, all of it above where nothing is negative.
+        dynamic: of an input: its grid covers its own range, anew in every pass: each row's for a
+            linear layer ("per token"), each batch's for the rest. It needs no data beforehand.
 
     Raises:
         ValueError: a value outside of the above.
@@ -63,11 +65,12 @@ class Quant:
     observer: str = "minmax"
     learned: bool | str = False
     percentile: float = 99.99
+    dynamic: bool = False
 
     def __post_init__(self) -> None:
         """Check every field."""
         _check(_whole(self.bits, 2, 8), "Quant", "bits", "a whole number from 2 to 8", self.bits)
-        for name in ("signed", "symmetric"):
+        for name in ("signed", "symmetric", "dynamic"):
             value = getattr(self, name)
             _check(isinstance(value, bool), "Quant", name, "True or False", value)
         learned = self.learned
@@ -92,6 +95,12 @@ class Quant:
         share = self.percentile
         number = isinstance(share, (int, float)) and not isinstance(share, bool)
         _check(number and 50 < share <= 100, "Quant", "percentile", "in (50, 100]", share)
+        if self.dynamic:
+            _check(learned is False, "Quant", "learned", "False with dynamic=True", learned)
+            observer = self.observer
+            _check(
+                observer == "minmax", "Quant", "observer", '"minmax" with dynamic=True', observer
+            )
         if group is not None and self.axis is None:
             object.__setattr__(self, "axis", 0)
 
@@ -182,6 +191,13 @@ class Layer:
             _check(
                 value is None or isinstance(value, Quant), "Layer", name, "a Quant or None", value
             )
+        _check(
+            self.weight is None or not self.weight.dynamic,
+            "Layer",
+            "weight",
+            "without dynamic=True (its grid follows it anyway)",
+            self.weight,
+        )
         _check(
             self.sparsity is None or isinstance(self.sparsity, (NM, Unstructured)),
             "Layer",

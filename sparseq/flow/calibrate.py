@@ -6,32 +6,20 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sparseq.flow.outputs import run_batch
 from sparseq.flow.prepare import input_quantizers, layers_of, original_weight, transform_of
+from sparseq.flow.progress import Progress, tracked
 from sparseq.quant import FakeQuantize
 from sparseq.quant.reduce import reduced_
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def _call(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, Tensor):
-        model(batch)
-    elif isinstance(batch, dict):
-        model(**batch)
-    elif isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
-        model(batch[0])
-    else:
-        raise TypeError(
-            "calibrate: a batch must be a tensor, a (tensor, ...) tuple or a dict of arguments, "
-            f"got {type(batch).__name__}"
-        )
-
-
 @torch.no_grad()
-def calibrate(model: Model, batches: Iterable[Any]) -> Model:
+def calibrate(model: Model, batches: Iterable[Any], progress: Progress = False) -> Model:
     """Show a prepared model data so that its inputs' ranges are known: post-training quantisation.
 
     The model runs in eval mode with masks on and fake-quantisation off. Earlier ranges are
@@ -43,13 +31,16 @@ def calibrate(model: Model, batches: Iterable[Any]) -> Model:
         model: prepared.
         batches: input tensors, (input, ...) tuples of which the first goes in, or dicts of
             arguments.
+        progress: True shows a bar (with rich); or a function of (step, done, total) that is told,
+            total being None where batches have no length.
 
     Returns:
         The model, in the mode it was in.
 
     Raises:
         ValueError: no batch, or a value that is not finite.
-        TypeError: a batch of another type.
+        TypeError: a batch of another type, or a progress that is neither.
+        ModuleNotFoundError: progress is True and rich is not installed.
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     quantizers = [m for m in inner.modules() if isinstance(m, FakeQuantize)]
@@ -61,8 +52,8 @@ def calibrate(model: Model, batches: Iterable[Any]) -> Model:
         for m in quantizers:
             m.start_observing()
             m.enabled = False
-        for batch in batches:
-            _call(inner, batch)
+        for batch in tracked(batches, progress, "calibrate"):
+            run_batch("calibrate", inner, batch)
             count += 1
         for m in quantizers:
             m.stop_observing()
@@ -75,7 +66,7 @@ def calibrate(model: Model, batches: Iterable[Any]) -> Model:
     if reduced_(count) == 0:
         raise ValueError("calibrate: batches must hold at least one batch, got none")
     for name, m in input_quantizers(inner).items():
-        if m.calibrated and not torch.isfinite(m.scale).all():
+        if m.calibrated and not m.follow and not torch.isfinite(m.scale).all():
             raise ValueError(f"calibrate: the input of {name} must be finite, got an infinity")
     return model
 

@@ -70,6 +70,8 @@ def _integer_layer(name: str, layer: nn.Module) -> SparseQuantLayer | str:
                 f"convert: the input of {name} has no range yet: run calibrate(model, batches) or "
                 "train first"
             )
+        if observed.spec.dynamic:
+            return kind(packed, layer.bias, InputGrid(observed.spec), layer)  # type: ignore[arg-type]
         scale, zero_point = observed.grid()
         if zero_point is not None:
             spec = observed.spec

@@ -78,7 +78,8 @@ def _float_row(name: str, layer: nn.Module) -> Row:
     if quantizer is not None:
         notes.append(f"prepared: weight {_scheme(quantizer.spec)}")
     if hasattr(layer, "input_quantizer"):
-        notes.append(f"input {_scheme(layer.input_quantizer.spec)}")  # type: ignore[union-attr, arg-type]
+        spec: Quant = layer.input_quantizer.spec  # type: ignore[union-attr, assignment]
+        notes.append(f"input {_scheme(spec)}" + (" dynamic" if spec.dynamic else ""))
     if mask is not None:
         notes.append(f"mask {mask.spec}")
     refused = plan.sparsity is not None and not serves(plan.sparsity, original_weight(layer))

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sparseq.nn import INTEGER_LAYERS
-from sparseq.quant import FakeQuantize
+from sparseq.nn import INTEGER_LAYERS, integer_type
+from sparseq.quant import DynamicQuantize, FakeQuantize
 from sparseq.reference import scale_shape
 from sparseq.sparse import Mask, serves, update_masks
 from sparseq.spec import Layer, Plan, Quant
@@ -73,6 +73,13 @@ def _weight_quantizer(name: str, weight: Tensor, spec: Quant) -> FakeQuantize:
     return FakeQuantize(spec, shape, follow=True)
 
 
+def _input_quantizer(layer: nn.Module, spec: Quant) -> FakeQuantize:
+    if not spec.dynamic:
+        return FakeQuantize(spec, (), follow=False)
+    kind = integer_type(layer)
+    return DynamicQuantize(spec, by_rows=kind is not None and kind.by_rows)
+
+
 def attach(name: str, layer: nn.Module, wanted: Layer) -> list[tuple[Mask, Tensor]]:
     """Hang a Layer's transforms on one layer, mask before quantiser; returns a new mask to rank.
 
@@ -99,8 +106,8 @@ def attach(name: str, layer: nn.Module, wanted: Layer) -> list[tuple[Mask, Tenso
     if wanted.input is not None:
         if not hasattr(layer, "input_quantizer"):
             layer.register_forward_pre_hook(_transform_input, with_kwargs=True)
-        quantizer = FakeQuantize(wanted.input, (), follow=False).to(weight.device)
-        layer.input_quantizer = quantizer.train(layer.training)
+        watcher = _input_quantizer(layer, wanted.input).to(weight.device)
+        layer.input_quantizer = watcher.train(layer.training)
     layer.sparseq_layer = _merged(getattr(layer, "sparseq_layer", Layer()), wanted)  # type: ignore[assignment]
     return new
 

@@ -44,6 +44,7 @@ class SparseQuantLayer(nn.Module):
 
     Attributes:
         own_range: whose range a grid covers that is not fixed.
+        by_rows: whether that is each row's.
         weight_values: int8 or uint8.
         weight_scale: float32 `[N]`, or `[N, groups]`.
         weight_zero_point: int32, or None.
@@ -60,6 +61,7 @@ class SparseQuantLayer(nn.Module):
     """
 
     own_range = "each batch's own range"
+    by_rows = False
     weight_values: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor | None

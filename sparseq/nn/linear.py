@@ -29,6 +29,7 @@ class SparseQuantLinear(SparseQuantLayer):
 
     float_type = nn.Linear
     own_range = "each row's own range"
+    by_rows = True
 
     @staticmethod
     def limits_of(spec: Quant, static: bool) -> tuple[int, int]:

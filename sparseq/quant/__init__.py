@@ -1,5 +1,6 @@
 """Quantisation: observers, the fake-quantising transform, and freezing."""
 
+from sparseq.quant.dynamic import DynamicQuantize
 from sparseq.quant.fake_quantize import FakeQuantize
 from sparseq.quant.fit import fitted_range, range_of_values
 from sparseq.quant.grid import range_to_grid
@@ -13,6 +14,7 @@ from sparseq.quant.schedule import (
 )
 
 __all__ = [
+    "DynamicQuantize",
     "FakeQuantize",
     "HistogramObserver",
     "Observer",
