@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from sparseq.sparse.layout import SwapChannels
 from sparseq.sparse.mask import Mask, magnitude_masks, nm_mask
 from sparseq.spec import NM, Unstructured
 
@@ -14,14 +15,20 @@ CURVES = ("cubic", "linear", "one_shot")
 
 
 def masks_of(model: nn.Module) -> list[tuple[Mask, Tensor]]:
-    """Every mask of a prepared model with the weight it masks, as trained (before masking)."""
+    """Every mask of a prepared model with the weight it masks, as trained (before masking).
+
+    A transposed convolution's weight has its output channels first, as its mask has.
+    """
     found = []
     for module in model.modules():
         parametrizations = getattr(module, "parametrizations", None)
         if parametrizations is None or "weight" not in parametrizations:
             continue
         chain = parametrizations["weight"]
-        found += [(t, chain.original) for t in chain if isinstance(t, Mask)]
+        for place, transform in enumerate(chain):
+            if isinstance(transform, Mask):
+                swap = next((t for t in chain[:place] if isinstance(t, SwapChannels)), None)
+                found.append((transform, chain.original if swap is None else swap(chain.original)))
     return found
 
 
