@@ -271,9 +271,7 @@ class Lowering:
             return y
         return nodes.add("Add", [y, self._bias(layer, weight.prefix, [-1])], f"{call}.biased")
 
-    def _transposed(
-        self, x: Any, layer: SparseQuantLayer, weight: StoredWeight, call: str
-    ) -> Any:
+    def _transposed(self, x: Any, layer: SparseQuantLayer, weight: StoredWeight, call: str) -> Any:
         """The transposed convolution, on torch's order of the weight."""
         form = "transposed_float" if self.integers else "transposed_dequantised"
         inputs = [x, weight[form]]

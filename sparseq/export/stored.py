@@ -148,9 +148,7 @@ class StoredWeight:
         if zero is not None:
             held.append(self.nodes.constant(self._name("weight_zero_point"), zero))
         axis = 1 if groups == 1 else 0
-        return self.nodes.add(
-            "DequantizeLinear", held, self._name("weight.dequantised"), axis=axis
-        )
+        return self.nodes.add("DequantizeLinear", held, self._name("weight.dequantised"), axis=axis)
 
     def convolution_transposed(self, weight: Any) -> Any:
         """From `[out, in / groups, kH, kW]` to `[in, out / groups, kH, kW]`."""

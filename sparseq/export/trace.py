@@ -184,7 +184,10 @@ def _opaque_operator() -> Any:
             schema.FormalParameter("zero_point", "tensor(int32)", param_option=optional),
         ],
         outputs=[schema.FormalParameter("y", "U")],
-        type_constraints=[("T", [*floats, "tensor(int32)", "tensor(int64)"], ""), ("U", floats, "")],
+        type_constraints=[
+            ("T", [*floats, "tensor(int32)", "tensor(int64)"], ""),
+            ("U", floats, ""),
+        ],
         attributes=[
             schema.Attribute("name", schema.AttrType.STRING),
             schema.Attribute("rank", schema.AttrType.INT),

@@ -27,7 +27,11 @@ def _sizes(tensor: Tensor, int4: bool) -> dict[str, int]:
     if count < SMALL:
         return sizes
     nonzeros = int(torch.count_nonzero(tensor))
-    if tensor.dim() in (2, 3, 4) and tensor.dtype in (torch.int8, *FLOATS) and 2 * nonzeros <= count:
+    if (
+        tensor.dim() in (2, 3, 4)
+        and tensor.dtype in (torch.int8, *FLOATS)
+        and 2 * nonzeros <= count
+    ):
         groups = (tensor.shape[1] + 3) // 4
         rows = count // tensor.shape[1]
         values = 2 * groups * rows

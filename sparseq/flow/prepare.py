@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -147,8 +146,8 @@ def attach(name: str, layer: nn.Module, wanted: Layer) -> list[tuple[Mask, Tenso
     mask, quantizer = transform_of(layer, Mask), transform_of(layer, FakeQuantize)
     new: list[tuple[Mask, Tensor]] = []
     if wanted.sparsity is not None and sparsity_refusal(layer, wanted.sparsity) is None:
-        mask = Mask(wanted.sparsity, weight)
-        new = [(mask, weight)]
+        mask = Mask(wanted.sparsity, weight, _swap_of(layer))
+        new = [(mask, original_weight(layer))]
     if wanted.weight is not None:
         quantizer = _weight_quantizer(name, weight, wanted.weight).to(weight.device)
     chain = weight_transforms(layer)

@@ -35,6 +35,7 @@ def _structure(model: nn.Module) -> dict[str, Any]:
     for name, module in model.named_modules():
         if isinstance(module, SparseQuantLayer):
             integer[name] = {
+                "kind": module.float_type.__name__,
                 "weight": dataclasses.asdict(module.weight_spec),
                 "input": module.input_spec and dataclasses.asdict(module.input_spec),
                 "static": module.input_scale is not None,
@@ -112,6 +113,9 @@ def _restore_structure(model: Model, header: dict[str, Any]) -> Model:
         layer = layers[name]
         kind = integer_type(layer)
         assert kind is not None
+        wanted = entry.get("kind", kind.float_type.__name__)  # files of earlier versions have none
+        if wanted != kind.float_type.__name__:
+            raise ValueError(f"{name} must be an nn.{wanted}, got {type(layer).__name__}")
         spec = Quant(**entry["weight"])
         zeros = torch.zeros_like(outputs_first(layer, layer.weight))  # type: ignore[arg-type]
         packed = PackedWeight.from_float(zeros, spec)

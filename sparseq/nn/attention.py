@@ -155,7 +155,9 @@ class MultiheadAttention(nn.Module):
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         mask = self._mask(q, k, attn_mask, key_padding_mask)
         k, v, mask = self._extended(k, v, mask)
-        q, k, v = (x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
+        q, k, v = (
+            x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v)
+        )
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -190,7 +192,9 @@ class MultiheadAttention(nn.Module):
         mask = None
         if attention is not None:
             mask = _added("attn_mask", attention, q)
-            mask = mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (batch, self.num_heads))
+            mask = (
+                mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (batch, self.num_heads))
+            )
         if padding is None:
             return mask
         keep = _added("key_padding_mask", padding, q)[:, None, None]

@@ -45,9 +45,7 @@ def oracle(layer, x, padding):
 def test_geometry(channels, groups, windows, sizes, bias, symmetric):
     inputs, outputs = (groups * c for c in channels)
     kernel, stride, padding, dilation = windows
-    convolution = nn.Conv1d(
-        inputs, outputs, kernel, stride, padding, dilation, groups, bias=bias
-    )
+    convolution = nn.Conv1d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=bias)
     weight = Quant(axis=0, symmetric=symmetric)
     layer = SparseQuantConv1d.from_float(convolution, weight=weight, **GRID)
     length = sizes[1] + dilation * (kernel - 1) + 1 - 2 * padding
