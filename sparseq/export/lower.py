@@ -244,8 +244,12 @@ class Lowering:
     ) -> Any:
         """The float product, on what the form wants to see as its weight."""
         nodes = self.nodes
+        bias = [] if layer.bias is None else [self._bias(layer, weight.prefix, [-1])]
         if isinstance(layer, SparseQuantConvTranspose2d):
-            return self._transposed(x, layer, weight, call)
+            w = weight["transposed_float" if self.integers else "transposed_dequantised"]
+            attributes = _conv_attributes(layer)
+            attributes["output_padding"] = layer.arguments["output_padding"]
+            return nodes.add("ConvTranspose", [x, w, *bias], f"{call}.product", **attributes)
         if form == "float" and self.integers:
             w = weight["float"]
         elif form in ("QLinearConv", "QGemm") and may_saturate(layer):
@@ -253,33 +257,15 @@ class Lowering:
         else:
             w = weight["dequantised"]
         if _convolves(layer):
-            inputs = [x, w] + (
-                [] if layer.bias is None else [self._bias(layer, weight.prefix, [-1])]
-            )
-            return nodes.add("Conv", inputs, f"{call}.product", **_conv_attributes(layer))
+            return nodes.add("Conv", [x, w, *bias], f"{call}.product", **_conv_attributes(layer))
         if rank == 2 or quantised_by_rows(layer):
-            inputs = [x, w] + (
-                [] if layer.bias is None else [self._bias(layer, weight.prefix, [-1])]
-            )
-            return nodes.add("Gemm", inputs, f"{call}.product", transB=1)
+            return nodes.add("Gemm", [x, w, *bias], f"{call}.product", transB=1)
         if weight.transposed is None:
             weight.transposed = nodes.add(
                 "Transpose", [w], f"{weight.prefix}weight.columns", perm=[1, 0]
             )
         y = nodes.add("MatMul", [x, weight.transposed], f"{call}.product")
-        if layer.bias is None:
-            return y
-        return nodes.add("Add", [y, self._bias(layer, weight.prefix, [-1])], f"{call}.biased")
-
-    def _transposed(self, x: Any, layer: SparseQuantLayer, weight: StoredWeight, call: str) -> Any:
-        """The transposed convolution, on torch's order of the weight."""
-        form = "transposed_float" if self.integers else "transposed_dequantised"
-        inputs = [x, weight[form]]
-        if layer.bias is not None:
-            inputs.append(self._bias(layer, weight.prefix, [-1]))
-        more = {"output_padding": layer.arguments["output_padding"]}
-        attributes = _conv_attributes(layer) | more
-        return self.nodes.add("ConvTranspose", inputs, f"{call}.product", **attributes)
+        return nodes.add("Add", [y, *bias], f"{call}.biased") if bias else y
 
     def _unrowed(self, x: Any, y: Any, layer: SparseQuantLayer, call: str) -> Any:
         """From `[rows, N]` to x's shape with N at the end."""

@@ -138,8 +138,8 @@ class StoredWeight:
         there with one group only, or with one output a group.
         """
         layer = self.layer
-        groups, (outputs, inputs, *_) = layer.arguments["groups"], self.shape
-        apart = groups > 1 and outputs > groups
+        groups = layer.arguments["groups"]
+        apart = self.shape[0] > groups > 1
         if self.grouped or self.int4 or apart:
             return self.convolution_transposed(self["dequantised"])
         values = swap_channels(layer.weight_values, groups).contiguous()

@@ -35,13 +35,15 @@ def layers_of(model: nn.Module, converted: bool = False) -> dict[str, nn.Module]
     The projections of torch's MultiheadAttention are among them, as layers that show its parameters
     and that nothing calls; `prepare` makes layers of them that are called.
     """
-    kinds = (*INTEGER_LAYERS, SparseQuantLayer) if converted else tuple(INTEGER_LAYERS)
+    kinds: tuple[type[nn.Module], ...] = tuple(INTEGER_LAYERS)
+    kinds += (SparseQuantLayer,) if converted else ()
     # MultiheadAttention reads the weight of its output projection and never calls it
     never_called = nn.modules.linear.NonDynamicallyQuantizableLinear
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if type(module) is nn.MultiheadAttention:
-            found |= {f"{name}.{p}".lstrip("."): m for p, m in projections(module).items()}
+            for projection, layer in projections(module).items():
+                found[f"{name}.{projection}".lstrip(".")] = layer
         elif isinstance(module, kinds) and not isinstance(module, never_called):
             found[name] = module
     return found

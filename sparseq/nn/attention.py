@@ -76,6 +76,10 @@ class MultiheadAttention(nn.Module):
     in_proj_bias = None
     _qkv_same_embed_dim = False
 
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    out_proj: nn.Module
     embed_dim: int
     num_heads: int
     head_dim: int
@@ -164,11 +168,11 @@ class MultiheadAttention(nn.Module):
             scores = q * math.sqrt(1.0 / self.head_dim) @ k.transpose(-2, -1)
             weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
             weights = functional.dropout(weights, dropout) if dropout else weights
-            heads = weights @ v
+            attended = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
         else:
-            heads = functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
-        y = self.out_proj(heads.transpose(1, 2).flatten(2))
+            attended = functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
+        y = self.out_proj(attended.transpose(1, 2).flatten(2))
         if not batched:
             return y.squeeze(0), None if weights is None else weights.squeeze(0)
         return y if self.batch_first else y.transpose(0, 1), weights

@@ -1,4 +1,4 @@
-"""SparseQuantConvTranspose2d: a transposed convolution as ordinary ones, by phases of its output."""
+"""SparseQuantConvTranspose2d: ordinary convolutions, by phases of the output."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ class SparseQuantConvTranspose2d(SparseQuantLayer):
 
         full[s t + r] = sum_j weight[r + s j] * x[t - j],    y[p] = full[p + padding]
 
-    so each of the s * s phases is a convolution of stride 1 with every s-th tap, in reverse. Those of
-    equally many taps, which is all where s divides the kernel, are one `int8_conv2d`: channels of
-    one pixel, laid side by side afterwards. Depthwise ones run phase by phase.
+    so each of the s * s phases is a convolution of stride 1 with every s-th tap, in reverse. Those
+    of equally many taps, which is all where s divides the kernel, are one `int8_conv2d`: channels
+    of one pixel, laid side by side afterwards. Depthwise ones run phase by phase.
 
     Attributes:
         phases: these convolutions, made of the stored weight, never saved; none where the layer
@@ -114,11 +114,10 @@ class SparseQuantConvTranspose2d(SparseQuantLayer):
         """As every layer, with every phase packed alike."""
         super().use(kernel, reason)
         kind = "dense" if kernel == DENSE else "auto"
-        for phases in self.phases:
-            packs = self.tiles is not None and phases.weight is not None
-            phases.tiles = (
-                ops.int8_tiles(phases.weight, self.arguments["groups"], kind) if packs else None
-            )
+        for phases in self._blocks():
+            phases.tiles = None
+            if self.tiles is not None and phases.weight is not None:
+                phases.tiles = ops.int8_tiles(phases.weight, self.arguments["groups"], kind)
 
     def why_float(self) -> str | None:
         """Dilation, beside what holds for every layer."""
@@ -135,6 +134,9 @@ class SparseQuantConvTranspose2d(SparseQuantLayer):
         """Rows are pixels of the result: a window yields one a phase."""
         down, across = self.arguments["stride"]
         return super().work(max(1, rows // (down * across)))
+
+    def _blocks(self) -> list[_Phases]:
+        return list(self.phases)  # type: ignore[arg-type]
 
     def _phases(self) -> Iterator[_Phases]:
         weight, groups = self.weight_values, self.arguments["groups"]
@@ -214,7 +216,7 @@ class SparseQuantConvTranspose2d(SparseQuantLayer):
             (len(x), len(steps[0]), down, len(steps[1]), across, groups, outputs // groups),
             dtype=dtype,
         )
-        for phases in self.phases:
+        for phases in self._blocks():
             (rows, _), (columns, _) = phases.rows, phases.columns
             y = self._convolved(x, phases, steps, factor, zero_point, grid)
             place = full[:, :, rows.start : rows.stop, :, columns.start : columns.stop]

@@ -48,7 +48,7 @@ class FromFloat(nn.Module):
     def outputs_first(cls, layer: nn.Module, weight: Tensor) -> Tensor:
         """A float layer's weight in the order that is stored: `[out, in / groups, ...]`."""
         swap = cls.swap_of(layer)
-        return weight if swap is None else swap(weight)  # type: ignore[no-any-return]
+        return weight if swap is None else swap(weight)
 
     @classmethod
     def from_float(

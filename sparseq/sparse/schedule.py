@@ -36,7 +36,8 @@ def update_masks(
     """Rank weights anew; what is masked stays masked.
 
     Args:
-        pairs: masks with their weights, as of `masks_of`; those of one Unstructured global spec are ranked together.
+        pairs: masks with their weights, as of `masks_of`; those of one Unstructured global spec are
+            ranked together.
         fraction: how far each Unstructured mask is on its way from floor to its sparsity, in
             [0, 1].
         floor: the sparsity at fraction 0.

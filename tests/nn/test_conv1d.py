@@ -70,7 +70,7 @@ def test_without_a_batch(kernel):
 
 def test_too_short_is_torchs_error():
     convolution, x = nn.Conv1d(4, 6, 5), torch.randn(2, 4, 3)
-    with pytest.raises(RuntimeError, match="[Kk]ernel"):
+    with pytest.raises(RuntimeError, match=r"[Kk]ernel"):
         convolution(x)
     with pytest.raises(RuntimeError, match="x must be at least as large as the kernel"):
         SparseQuantConv1d.from_float(convolution, **GRID)(x)
@@ -131,7 +131,7 @@ def test_weight_only(options):
 def test_what_it_refuses(convolution, text):
     with pytest.raises(ValueError, match=text):
         SparseQuantConv1d.from_float(convolution)
-    with pytest.raises(TypeError, match="layer must be nn.Conv1d, got Linear"):
+    with pytest.raises(TypeError, match=r"layer must be nn\.Conv1d, got Linear"):
         SparseQuantConv1d.from_float(nn.Linear(4, 4))
 
 
