@@ -39,12 +39,15 @@ def layers_of(model: nn.Module, converted: bool = False) -> dict[str, nn.Module]
     kinds += (SparseQuantLayer,) if converted else ()
     # MultiheadAttention reads the weight of its output projection and never calls it
     never_called = nn.modules.linear.NonDynamicallyQuantizableLinear
+    shapeless = nn.modules.lazy.LazyModuleMixin  # until the first batch
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if type(module) is nn.MultiheadAttention:
             for projection, layer in projections(module).items():
                 found[f"{name}.{projection}".lstrip(".")] = layer
-        elif isinstance(module, kinds) and not isinstance(module, never_called):
+        elif isinstance(module, kinds) and not isinstance(
+            module, (never_called, shapeless)
+        ):
             found[name] = module
     return found
 
