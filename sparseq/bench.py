@@ -17,9 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sparseq.nn import SparseQuantLayer
+from sparseq.nn import SparseQuantEmbedding, SparseQuantLayer
 
 __all__ = ["Latency", "accuracy", "compare", "environment", "latency", "size_mb", "sparsity"]
+
+_WEIGHED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
 
 @dataclass(frozen=True)
@@ -199,9 +201,11 @@ def sparsity(model: nn.Module) -> float:
     zeros = total = 0
     with _evaluating(model), torch.no_grad():
         for module in model.modules():
+            if isinstance(module, SparseQuantEmbedding):
+                continue  # a table, as a float one is
             if isinstance(module, SparseQuantLayer):
                 weight = module.packed().dequantize()
-            elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            elif isinstance(module, _WEIGHED):
                 weight = module.weight
             else:
                 continue

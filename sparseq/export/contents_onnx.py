@@ -27,6 +27,7 @@ PRODUCTS = {
     "QLinearMatMul": (0, 3),
     "QGemm": (0, 3),
     "MatMulNBits": (0, 1),
+    "Gather": (1, 0),  # an embedding's, where the file says that it is one
 }
 TRANSPARENT = {  # an activation's integers pass through
     "Reshape", "Transpose", "Flatten", "MaxPool", "Squeeze", "Unsqueeze", "Identity", "Relu",
@@ -119,6 +120,8 @@ class _Graph:
 
     def macs(self, node: Any, weight: tuple[int, ...] | None) -> int | None:
         """At batch 1."""
+        if node.op_type == "Gather":
+            return 0
         out, activation = self.shapes.get(node.output[0]), self.shapes.get(node.input[0])
         if node.op_type == "ConvTranspose":
             if activation is None or weight is None or None in activation:
@@ -182,6 +185,8 @@ def _entry(graph: _Graph, node: Any, names: dict[str, str]) -> Entry:
     input_bits = 8 if "Q" in node.op_type or "Integer" in node.op_type else None
     if node.op_type == "MatMulNBits" or input_bits is None:
         input_bits = graph.input_bits(node.input[activation])
+    if node.op_type == "Gather":  # by indices
+        input_bits = None
     name = names.get(node.output[0]) or node.name or node.output[0]
     if found is None:
         return Entry(
@@ -252,7 +257,11 @@ def read(path: Path) -> tuple[tuple[Entry, ...], dict[str, str]]:
     graph = _Graph(inferred)
     properties = {p.key: p.value for p in proto.metadata_props}
     names = _layer_names(properties.get("sparseq_layers"))
-    rows = tuple(_entry(graph, node, names) for node in graph.nodes if node.op_type in PRODUCTS)
+    rows = tuple(
+        _entry(graph, node, names)
+        for node in graph.nodes
+        if node.op_type in PRODUCTS and (node.op_type != "Gather" or node.output[0] in names)
+    )
     versions = {(o.domain or "ai.onnx"): o.version for o in proto.opset_import}
     facts = {
         "opset": ", ".join(f"{domain} {version}" for domain, version in versions.items()),

@@ -47,7 +47,7 @@ def _stored(
     bits, given = about["weight"]["bits"], about["input"]
     return Entry(
         name or "(root)",
-        KINDS.get(nonzero.ndim, "layer"),
+        about.get("kind") or KINDS.get(nonzero.ndim, "layer"),
         tuple(nonzero.shape),
         4 if bits <= 4 else 8,
         given["bits"] if given else 32,

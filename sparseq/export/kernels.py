@@ -21,7 +21,16 @@ INTEGER_KERNELS = (
     "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
 )
-FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
+FLOAT_KERNELS = (
+    "Conv",
+    "FusedConv",
+    "ConvTranspose",
+    "Gemm",
+    "FusedGemm",
+    "MatMul",
+    "FusedMatMul",
+    "Gather",
+)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from sparseq.export.join import join
 from sparseq.export.nodes import HALVES, Nodes
 from sparseq.export.stored import StoredWeight
 from sparseq.export.view import quantised_by_rows
-from sparseq.nn import SparseQuantConv2d, SparseQuantLayer
+from sparseq.nn import SparseQuantConvTranspose2d, SparseQuantEmbedding, SparseQuantLayer
 
+_HALF_KINDS = {torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16"}
 INTEGER_FORMS = ("QLinearConv", "QGemm", "ConvInteger", "MatMulInteger")
 
 
@@ -108,6 +109,8 @@ class Lowering:
         kind, rank = node.attributes["dtype"].value, node.attributes["rank"].value
         if kind in HALVES:
             x = nodes.cast(x, "FLOAT", f"{call}.float")
+        if isinstance(layer, SparseQuantEmbedding):
+            return self._embedding(node, layer, call)
         q = self._activation(x, node, name, call)
         form, reason = self._form(layer, old, rank, joins=kind not in HALVES)
         weight = self.weights[name]
@@ -123,11 +126,28 @@ class Lowering:
             y = self._unrowed(node.inputs[0], y, layer, call)
         if kind in HALVES:
             y = nodes.add("Cast", [y], f"{call}.narrow", to=int(kind))
-        nodes.replace(old, y)
-        if not y.is_graph_output():
-            nodes.taken.discard(y.name)
-            y.name = nodes.unique(f"{call}.output")
+        self._becomes(old, y, call)
         return Call(name, form, reason, y, None if q is None else q.integers)
+
+    def _becomes(self, old: Any, y: Any, call: str) -> None:
+        """Let y stand for what the opaque node made."""
+        self.nodes.replace(old, y)
+        if not y.is_graph_output():
+            self.nodes.taken.discard(y.name)
+            y.name = self.nodes.unique(f"{call}.output")
+
+    def _embedding(self, node: Any, layer: SparseQuantEmbedding, call: str) -> Call:
+        """Rows of integers, then their values; TensorRT takes no scales that a graph looks up."""
+        name = node.attributes["name"].value
+        nodes, weight = self.nodes, self.weights[name]
+        if self.integers:
+            y = weight.gathered(node.inputs[0], node.attributes["rank"].value, call)
+        else:
+            y = nodes.add("Gather", [weight["dequantised"], node.inputs[0]], f"{call}.product")
+        if layer.dtype in _HALF_KINDS:
+            y = nodes.cast(y, _HALF_KINDS[layer.dtype], f"{call}.narrow")
+        self._becomes(node.outputs[0], y, call)
+        return Call(name, "Gather", "a look-up has no product", y)
 
     def _activation(self, x: Any, node: Any, name: str, call: str) -> Activation | None:
         """The quantised input; layers that read one tensor on one grid share it."""
@@ -155,7 +175,9 @@ class Lowering:
             return "float", "group scales have no integer kernel"
         if not self.integers:
             return "Q/DQ", ""
-        weight, convolution = layer.weight_values, isinstance(layer, SparseQuantConv2d)
+        if isinstance(layer, SparseQuantConvTranspose2d):
+            return "float", "ONNX has no integer transposed convolution"
+        weight, convolution = layer.weight_values, _convolves(layer)
         if convolution and not self._one_zero(layer):
             return "float", "ONNX Runtime's convolutions take one zero point for all channels"
         joins = joins and layer.input_scale is not None and (convolution or rank == 2)
@@ -183,14 +205,14 @@ class Lowering:
 
     def _column(self, layer: SparseQuantLayer) -> list[int]:
         """The shape that spreads a value a channel over the result."""
-        return [1, -1, 1, 1] if isinstance(layer, SparseQuantConv2d) else [-1]
+        return [1, -1] + [1] * (layer.weight_values.dim() - 2) if _convolves(layer) else [-1]
 
     def _integer(
         self, q: Activation, layer: SparseQuantLayer, weight: StoredWeight, call: str
     ) -> Any:
         """`float32(sum of products) * (weight scale * input scale) + bias`, the sum exact."""
         nodes = self.nodes
-        if isinstance(layer, SparseQuantConv2d):
+        if _convolves(layer):
             zero = nodes.constant(
                 f"{weight.prefix}weight_zero", weight.lifted_zero()[:1].reshape(())
             )
@@ -222,30 +244,28 @@ class Lowering:
     ) -> Any:
         """The float product, on what the form wants to see as its weight."""
         nodes = self.nodes
+        bias = [] if layer.bias is None else [self._bias(layer, weight.prefix, [-1])]
+        if isinstance(layer, SparseQuantConvTranspose2d):
+            w = weight["transposed_float" if self.integers else "transposed_dequantised"]
+            attributes = _conv_attributes(layer)
+            attributes["output_padding"] = layer.arguments["output_padding"]
+            return nodes.add("ConvTranspose", [x, w, *bias], f"{call}.product", **attributes)
         if form == "float" and self.integers:
             w = weight["float"]
         elif form in ("QLinearConv", "QGemm") and may_saturate(layer):
             w = weight["lifted_dequantised"]
         else:
             w = weight["dequantised"]
-        if isinstance(layer, SparseQuantConv2d):
-            inputs = [x, w] + (
-                [] if layer.bias is None else [self._bias(layer, weight.prefix, [-1])]
-            )
-            return nodes.add("Conv", inputs, f"{call}.product", **_conv_attributes(layer))
+        if _convolves(layer):
+            return nodes.add("Conv", [x, w, *bias], f"{call}.product", **_conv_attributes(layer))
         if rank == 2 or quantised_by_rows(layer):
-            inputs = [x, w] + (
-                [] if layer.bias is None else [self._bias(layer, weight.prefix, [-1])]
-            )
-            return nodes.add("Gemm", inputs, f"{call}.product", transB=1)
+            return nodes.add("Gemm", [x, w, *bias], f"{call}.product", transB=1)
         if weight.transposed is None:
             weight.transposed = nodes.add(
                 "Transpose", [w], f"{weight.prefix}weight.columns", perm=[1, 0]
             )
         y = nodes.add("MatMul", [x, weight.transposed], f"{call}.product")
-        if layer.bias is None:
-            return y
-        return nodes.add("Add", [y, self._bias(layer, weight.prefix, [-1])], f"{call}.biased")
+        return nodes.add("Add", [y, *bias], f"{call}.biased") if bias else y
 
     def _unrowed(self, x: Any, y: Any, layer: SparseQuantLayer, call: str) -> Any:
         """From `[rows, N]` to x's shape with N at the end."""
@@ -254,6 +274,10 @@ class Lowering:
         width = nodes.ints([layer.weight_values.shape[0]])
         shape = nodes.add("Concat", [leading, width], f"{call}.shape", axis=0)
         return nodes.add("Reshape", [y, shape], f"{call}.unrowed")
+
+
+def _convolves(layer: SparseQuantLayer) -> bool:
+    return layer.weight_values.dim() > 2
 
 
 def _conv_attributes(layer: SparseQuantLayer) -> dict[str, Any]:

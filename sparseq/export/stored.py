@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparseq.export.nodes import Nodes
 from sparseq.nn import SparseQuantLayer
+from sparseq.sparse import swap_channels
 
 
 class StoredWeight:
@@ -41,7 +42,7 @@ class StoredWeight:
         self.made: dict[str, Any] = {}
 
     def __getitem__(self, form: str) -> Any:
-        """The value of a form: "float", "dequantised" or "uint8"."""
+        """The value of a form: "float", "dequantised", "uint8", ...: the methods' names."""
         if form not in self.made:
             self.made[form] = getattr(self, f"_{form}")()
         return self.made[form]
@@ -101,6 +102,69 @@ class StoredWeight:
             return value
         shape = self.nodes.ints(list(self.shape))
         return self.nodes.add("Reshape", [value, shape], self._name("weight.shaped"))
+
+    def gathered(self, indices: Any, rank: int, call: str) -> Any:
+        """The float rows of a table at these indices, of so many dimensions.
+
+        `(values - zero) * scale` by plain operators: the scales of rows are looked up as well.
+        """
+        nodes, width = self.nodes, self.shape[1]
+        rows = nodes.add("Gather", [self._table(), indices], f"{call}.product")
+        y = nodes.cast(rows, "FLOAT", f"{call}.float")
+        if self.grouped:
+            groups = self.layer.weight_scale.shape[1]
+            split = nodes.ints([0] * rank + [groups, width // groups])
+            y = nodes.add("Reshape", [y, split], f"{call}.groups")
+        for kind, suffix, held in (
+            ("Sub", "weight_offset", self.layer.weight_zero_point),
+            ("Mul", "weight_scale", self.layer.weight_scale),
+        ):
+            if held is not None:
+                column = nodes.constant(self._name(f"{suffix}.column"), held.float().unsqueeze(-1))
+                found = nodes.add("Gather", [column, indices], f"{call}.{suffix}")
+                y = nodes.add(kind, [y, found], f"{call}.{kind.lower()}")
+        if not self.grouped:
+            return y
+        return nodes.add("Reshape", [y, nodes.ints([0] * rank + [width])], f"{call}.rows")
+
+    def _table(self) -> Any:
+        """The integers `[rows, width]`, in whole bytes."""
+        return self._ungrouped(self._bytes())
+
+    def _transposed_dequantised(self) -> Any:
+        """A transposed convolution's weight in torch's order, behind its DequantizeLinear.
+
+        The runtime sees the pair right before the product. Scales of output channels have an axis
+        there with one group only, or with one output a group.
+        """
+        layer = self.layer
+        groups = layer.arguments["groups"]
+        apart = self.shape[0] > groups > 1
+        if self.grouped or self.int4 or apart:
+            return self.convolution_transposed(self["dequantised"])
+        values = swap_channels(layer.weight_values, groups).contiguous()
+        held = [self.nodes.constant(self._name("weight_values"), values), self._scales()]
+        zero = self._zero_points(lift=False)
+        if zero is not None:
+            held.append(self.nodes.constant(self._name("weight_zero_point"), zero))
+        axis = 1 if groups == 1 else 0
+        return self.nodes.add("DequantizeLinear", held, self._name("weight.dequantised"), axis=axis)
+
+    def convolution_transposed(self, weight: Any) -> Any:
+        """From `[out, in / groups, kH, kW]` to `[in, out / groups, kH, kW]`."""
+        nodes, groups = self.nodes, self.layer.arguments["groups"]
+        (outputs, inputs, *kernel), name = self.shape, self._name("weight.swapped")
+        if groups == 1:
+            return nodes.add("Transpose", [weight], name, perm=[1, 0, 2, 3])
+        split = nodes.ints([groups, outputs // groups, inputs, *kernel])
+        y = nodes.add("Reshape", [weight, split], self._name("weight.groups"))
+        y = nodes.add("Transpose", [y], self._name("weight.groups_swapped"), perm=[0, 2, 1, 3, 4])
+        whole = nodes.ints([groups * inputs, outputs // groups, *kernel])
+        return nodes.add("Reshape", [y, whole], name)
+
+    def _transposed_float(self) -> Any:
+        """The same by plain operators."""
+        return self.convolution_transposed(self["float"])
 
     def _float(self) -> Any:
         """`(values - zero) * scale` by plain operators: a constant once the session has started."""

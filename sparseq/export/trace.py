@@ -28,7 +28,8 @@ from sparseq.export.symbolics import (
     register_symbolics,
 )
 from sparseq.export.translate import FLOAT, translations
-from sparseq.nn import SparseQuantConv2d, SparseQuantLayer
+from sparseq.nn import SparseQuantConvTranspose2d, SparseQuantEmbedding, SparseQuantLayer
+from sparseq.sparse import swap_channels
 
 DOMAIN, OPAQUE = "sparseq.export", "Layer"
 EXPORTERS = ("dynamo", "torchscript")
@@ -56,9 +57,16 @@ def _layer(x: Tensor, scale: Tensor | None, zero_point: Tensor | None, name: str
 def _(x: Tensor, scale: Tensor | None, zero_point: Tensor | None, name: str) -> Tensor:
     layer = _layers[name]
     shape = layer.weight_values.shape
-    if isinstance(layer, SparseQuantConv2d):
-        return functional.conv2d(x, x.new_empty(shape), None, **layer.arguments)
-    return x.new_empty((*x.shape[:-1], shape[0]))
+    if isinstance(layer, SparseQuantEmbedding):
+        return x.new_empty((*x.shape, shape[1]), dtype=layer.dtype)
+    if len(shape) == 2:
+        return x.new_empty((*x.shape[:-1], shape[0]))
+    weight = x.new_empty(shape)
+    if isinstance(layer, SparseQuantConvTranspose2d):
+        weight = swap_channels(weight, layer.arguments["groups"])
+        return functional.conv_transpose2d(x, weight, None, **layer.arguments)
+    function = functional.conv1d if len(shape) == 3 else functional.conv2d
+    return function(x, weight, None, **layer.arguments)
 
 
 class _Opaque(nn.Module):
@@ -98,9 +106,13 @@ def _layer_in_torchscript(g: Any, x: Any, scale: Any, zero_point: Any, name: Any
     text, seen = constant_of(name), TorchScript(g)
     attributes = {"rank": seen.rank(x), "dtype": seen.dtype(x) or FLOAT}
     y = seen.op(f"{DOMAIN}::{OPAQUE}", x, *grid, **attributes, name=text)
-    weight = _layers[text].weight_values
+    layer = _layers[text]
+    weight = layer.weight_values
     sizes: list[int | None] = [None] * seen.rank(x)
-    sizes[1 if weight.dim() == 4 else -1] = weight.shape[0]
+    if isinstance(layer, SparseQuantEmbedding):
+        y.setType(x.type().with_dtype(layer.dtype).with_sizes([*sizes, weight.shape[1]]))
+        return y
+    sizes[-1 if weight.dim() == 2 else 1] = weight.shape[0]
     y.setType(x.type().with_sizes(sizes))
     return y
 
@@ -171,8 +183,11 @@ def _opaque_operator() -> Any:
             schema.FormalParameter("scale", "tensor(float)", param_option=optional),
             schema.FormalParameter("zero_point", "tensor(int32)", param_option=optional),
         ],
-        outputs=[schema.FormalParameter("y", "T")],
-        type_constraints=[("T", floats, "")],
+        outputs=[schema.FormalParameter("y", "U")],
+        type_constraints=[
+            ("T", [*floats, "tensor(int32)", "tensor(int64)"], ""),
+            ("U", floats, ""),
+        ],
         attributes=[
             schema.Attribute("name", schema.AttrType.STRING),
             schema.Attribute("rank", schema.AttrType.INT),

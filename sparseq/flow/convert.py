@@ -9,8 +9,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparseq.flow.fold import affine_of, batch_norms
-from sparseq.flow.prepare import layers_of, original_weight, transform_of, weight_transforms
-from sparseq.nn import InputGrid, SparseQuantLayer, integer_type
+from sparseq.flow.prepare import (
+    layers_of,
+    leave_fused_paths,
+    original_weight,
+    transform_of,
+    weight_transforms,
+)
+from sparseq.nn import InputGrid, SparseQuantLayer, integer_type, outputs_first
 from sparseq.packed import PackedWeight
 from sparseq.quant import FakeQuantize
 
@@ -48,7 +54,7 @@ def _integer_layer(name: str, layer: nn.Module) -> SparseQuantLayer | str:
     """The integer module for a prepared layer, or why it stays float."""
     quantizer = transform_of(layer, FakeQuantize)
     if quantizer is None:
-        return "no weight quantiser in the plan"
+        return getattr(layer, "sparseq_reason", "no weight quantiser in the plan")
     kind = integer_type(layer)
     assert kind is not None
     refusal = kind.refusal(layer)
@@ -77,7 +83,7 @@ def _integer_layer(name: str, layer: nn.Module) -> SparseQuantLayer | str:
             spec = observed.spec
             zero_point = zero_point.detach().round().clamp(spec.quant_min, spec.quant_max).int()
         grid = InputGrid(observed.spec, scale.detach().clone(), zero_point)
-    return kind(packed, layer.bias, grid, layer)  # type: ignore[arg-type]
+    return kind(packed, getattr(layer, "bias", None), grid, layer)
 
 
 def _fold(layer: nn.Module, factor: Tensor, shift: Tensor) -> None:
@@ -89,8 +95,9 @@ def _fold(layer: nn.Module, factor: Tensor, shift: Tensor) -> None:
         layer.bias = folded
     else:
         weight: Tensor = layer.weight  # type: ignore[assignment]
+        rows = outputs_first(layer, weight.detach())
         per_row = factor.reshape([-1] + [1] * (weight.dim() - 1)).to(weight.dtype)
-        layer.weight = nn.Parameter(weight.detach() * per_row)
+        layer.weight = nn.Parameter(outputs_first(layer, rows * per_row).contiguous())
         layer.bias = nn.Parameter(folded.to(weight.dtype))
 
 
@@ -126,6 +133,7 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     for name, norm in pairs.items():
         _fold(fast.get_submodule(name), *affine_of(fast.get_submodule(norm)))
         set_module(fast, norm, nn.Identity())
+    leave_fused_paths(fast)
     if untraced:
         fast.sparseq_unfolded = f"batch norms stay in float: {untraced}"  # type: ignore[assignment]
     if example is not None:

@@ -27,7 +27,11 @@ def _sizes(tensor: Tensor, int4: bool) -> dict[str, int]:
     if count < SMALL:
         return sizes
     nonzeros = int(torch.count_nonzero(tensor))
-    if tensor.dim() in (2, 4) and tensor.dtype in (torch.int8, *FLOATS) and 2 * nonzeros <= count:
+    if (
+        tensor.dim() in (2, 3, 4)
+        and tensor.dtype in (torch.int8, *FLOATS)
+        and 2 * nonzeros <= count
+    ):
         groups = (tensor.shape[1] + 3) // 4
         rows = count // tensor.shape[1]
         values = 2 * groups * rows
@@ -38,11 +42,18 @@ def _sizes(tensor: Tensor, int4: bool) -> dict[str, int]:
     return sizes
 
 
+def _pack_24(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    if tensor.dim() != 3:
+        return ops.pack_24(tensor)
+    values, indices = ops.pack_24(tensor.unsqueeze(2))  # a convolution along one dimension
+    return values.squeeze(1), indices.squeeze(1)
+
+
 def _parts(encoding: str, tensor: Tensor, int4: bool) -> dict[str, Tensor]:
     """The tensors of an encoding by suffix; ValueError if it does not serve."""
     flat = tensor.flatten()
     if encoding == "2:4":
-        values, indices = ops.pack_24(tensor)
+        values, indices = _pack_24(tensor)
         values = ops.pack_int4(values.flatten()) if int4 else values
         return {"::values": values, "::indices": indices}
     if encoding == "sparse":
@@ -113,8 +124,8 @@ def decode(name: str, entry: dict[str, Any], parts: dict[str, Tensor], like: Ten
 
 def _from_24(name: str, bits: object, parts: dict[str, Tensor], like: Tensor) -> Tensor:
     values, indices = parts[f"{name}::values"], parts[f"{name}::indices"]
-    if like.dim() not in (2, 4) or bits not in (None, 4):
-        raise ValueError(f"{name}: 2:4 must have 2 or 4 dimensions, and bits that are 4 or absent")
+    if like.dim() not in (2, 3, 4) or bits not in (None, 4):
+        raise ValueError(f"{name}: 2:4 must have 2 to 4 dimensions, and bits that are 4 or absent")
     rows, columns = (like.shape[0], *like.shape[2:]), like.shape[1]
     shape = (*rows, 2 * ((columns + 3) // 4))
     if bits == 4:
@@ -122,6 +133,9 @@ def _from_24(name: str, bits: object, parts: dict[str, Tensor], like: Tensor) ->
     if values.shape != shape:
         raise ValueError(f"{name}: the values must be {shape}, got {tuple(values.shape)}")
     try:
+        if like.dim() == 3:  # a convolution along one dimension
+            values, indices = values.unsqueeze(1), indices.unsqueeze(1)
+            return ops.unpack_24(values, indices, columns).squeeze(2)
         return ops.unpack_24(values, indices, columns)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import sparseq._C as core
-from sparseq.flow.prepare import layers_of, original_weight, transform_of
-from sparseq.nn import SparseQuantLayer
+from sparseq.flow.prepare import layers_of, refusal_to_prepare, sparsity_refusal, transform_of
+from sparseq.nn import SparseQuantEmbedding, SparseQuantLayer
 from sparseq.quant import FakeQuantize
-from sparseq.sparse import Mask, serves
-from sparseq.spec import NM, Layer, Quant
+from sparseq.sparse import Mask
+from sparseq.spec import Layer, Quant
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def _integer_row(name: str, layer: SparseQuantLayer) -> Row:
         how = "" if layer.input_scale is not None else f", {layer.own_range}"
         note += f", input {_scheme(layer.input_spec)}{how}"
     kernel = f"{layer.kernel} ({core.isa()})"
-    if layer.kernel == "float32":
+    if isinstance(layer, SparseQuantEmbedding):
+        kernel = layer.kernel
+    elif layer.kernel == "float32":
         kernel = "float32 on dequantised weight"
     return Row(name, type(layer).__name__, kernel, zeros, f"{note}; {layer.choice.reason}")
 
@@ -82,14 +84,12 @@ def _float_row(name: str, layer: nn.Module) -> Row:
         notes.append(f"input {_scheme(spec)}" + (" dynamic" if spec.dynamic else ""))
     if mask is not None:
         notes.append(f"mask {mask.spec}")
-    refused = plan.sparsity is not None and not serves(plan.sparsity, original_weight(layer))
-    if refused:
-        assert isinstance(plan.sparsity, NM)
-        notes.append(
-            f"dense: {plan.sparsity.n}:{plan.sparsity.m} needs a multiple of {plan.sparsity.m} "
-            f"inputs, got {original_weight(layer).shape[1]}"
-        )
-    reason = getattr(layer, "sparseq_reason", None)
+    dense = None if plan.sparsity is None else sparsity_refusal(layer, plan.sparsity)
+    if dense:
+        notes.append(f"dense: {dense}")
+    if plan.input is not None and isinstance(layer, nn.Embedding):
+        notes.append("its input are indices: not quantised")
+    reason = getattr(layer, "sparseq_reason", refusal_to_prepare(layer))
     if reason:
         notes.append(f"float: {reason}")
     if not notes:
@@ -109,12 +109,11 @@ def explain(model: nn.Module) -> Explanation:
     Returns:
         A table; `print(explain(model))` shows it, `.rows` holds it.
     """
-    rows = []
-    served = layers_of(model)
-    for name, module in model.named_modules():
-        if isinstance(module, SparseQuantLayer):
-            rows.append(_integer_row(name, module))
-        elif name in served:
-            rows.append(_float_row(name, module))
+    rows = [
+        _integer_row(name, layer)
+        if isinstance(layer, SparseQuantLayer)
+        else _float_row(name, layer)
+        for name, layer in layers_of(model, converted=True).items()
+    ]
     unfolded = getattr(model, "sparseq_unfolded", None)
     return Explanation(tuple(rows), (unfolded,) if unfolded else ())

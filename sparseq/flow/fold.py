@@ -7,19 +7,34 @@ from collections import Counter
 import torch
 from torch import Tensor, fx, nn
 
-_NORMS = {nn.Conv2d: nn.BatchNorm2d, nn.Linear: nn.BatchNorm1d}
+from sparseq.nn import MultiheadAttention, outputs_first
+
+_NORMS = {
+    nn.Linear: nn.BatchNorm1d,
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.ConvTranspose2d: nn.BatchNorm2d,
+}
 
 
 class _Tracer(fx.Tracer):
     """Sees layers as leaves, parametrised or not."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, tuple(_NORMS)) or super().is_leaf_module(module, name)
+        leaves = (*_NORMS, MultiheadAttention)
+        return isinstance(module, leaves) or super().is_leaf_module(module, name)
 
 
-def _dims(layer: nn.Module) -> int:
-    """Dimensions of a layer's input, as last seen by its input quantiser; 2 where it has none."""
-    return getattr(layer, "sparseq_dims", 2)
+def _normalises_channels(layer: nn.Module, norm: nn.Module) -> bool:
+    """Whether a layer's output channels are what BatchNorm1d normalises: always dimension 1.
+
+    Not behind a Linear on `[N, L, F]`, nor a Conv1d on `[C, L]`. The input quantiser has seen the
+    dimensions; where there is none, they are taken to be the usual ones.
+    """
+    if not isinstance(norm, nn.BatchNorm1d):
+        return True
+    usual = 3 if isinstance(layer, nn.Conv1d) else 2
+    return bool(getattr(layer, "sparseq_dims", usual) == usual)
 
 
 def batch_norms(model: nn.Module) -> tuple[dict[str, str], str | None]:
@@ -46,9 +61,8 @@ def batch_norms(model: nn.Module) -> tuple[dict[str, str], str | None]:
             continue
         layer = modules[source.target]
         fits = any(isinstance(layer, a) and isinstance(norm, b) for a, b in _NORMS.items())
-        # after a Linear on [N, L, F] BatchNorm1d normalises L
-        fits = fits and not (isinstance(norm, nn.BatchNorm1d) and _dims(layer) != 2)
-        fits = fits and norm.num_features == layer.weight.shape[0]
+        fits = fits and _normalises_channels(layer, norm)
+        fits = fits and norm.num_features == len(outputs_first(layer, layer.weight))
         once = calls[node.target] == 1 and calls[source.target] == 1
         if fits and once and norm.running_mean is not None:
             pairs[str(source.target)] = str(node.target)

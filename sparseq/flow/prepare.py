@@ -2,30 +2,88 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sparseq.nn import INTEGER_LAYERS, integer_type
+from sparseq.nn import (
+    INTEGER_LAYERS,
+    MultiheadAttention,
+    SparseQuantLayer,
+    integer_type,
+    outputs_first,
+    projections,
+    take_over,
+)
 from sparseq.quant import DynamicQuantize, FakeQuantize
 from sparseq.reference import scale_shape
-from sparseq.sparse import Mask, serves, update_masks
-from sparseq.spec import Layer, Plan, Quant
+from sparseq.sparse import Mask, SwapChannels, serves, update_masks
+from sparseq.spec import NM, Layer, Plan, Quant, Sparsity
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def layers_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers a plan can serve, by name."""
-    kinds = tuple(INTEGER_LAYERS)
+SERVED = "nn.Linear, Conv1d, Conv2d, ConvTranspose2d, Embedding or MultiheadAttention"
+
+
+def layers_of(model: nn.Module, converted: bool = False) -> dict[str, nn.Module]:
+    """The layers a plan can serve, by name; with those that are integer ones already if asked for.
+
+    The projections of torch's MultiheadAttention are among them, as layers that show its parameters
+    and that nothing calls; `prepare` makes layers of them that are called.
+    """
+    kinds: tuple[type[nn.Module], ...] = tuple(INTEGER_LAYERS)
+    kinds += (SparseQuantLayer,) if converted else ()
     # MultiheadAttention reads the weight of its output projection and never calls it
     never_called = nn.modules.linear.NonDynamicallyQuantizableLinear
-    return {
-        name: m
-        for name, m in model.named_modules()
-        if isinstance(m, kinds) and not isinstance(m, never_called)
-    }
+    shapeless = nn.modules.lazy.LazyModuleMixin  # until the first batch
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if type(module) is nn.MultiheadAttention:
+            for projection, layer in projections(module).items():
+                found[f"{name}.{projection}".lstrip(".")] = layer
+        elif isinstance(module, kinds) and not isinstance(module, (never_called, shapeless)):
+            found[name] = module
+    return found
+
+
+def take_attentions(model: nn.Module, names: Iterable[str]) -> None:
+    """Give the attentions that hold these projections layers for them, in place."""
+    owners = {name.rpartition(".")[0] for name in names}
+    for name, module in list(model.named_modules()):
+        if name in owners and type(module) is nn.MultiheadAttention:
+            take_over(module)
+
+
+def leave_fused_paths(model: nn.Module) -> None:
+    """Keep torch's encoders from nested tensors, which layers of this package do not take."""
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and any(
+            isinstance(m, (SparseQuantLayer, MultiheadAttention)) or hasattr(m, "sparseq_layer")
+            for m in encoder.modules()
+        ):
+            encoder.use_nested_tensor = False
+
+
+def refusal_to_prepare(layer: nn.Module) -> str | None:
+    """Why nothing can be hung on a layer, or None."""
+    kind = integer_type(layer)
+    return kind.refusal(layer) if kind is not None and isinstance(layer, nn.Embedding) else None
+
+
+def sparsity_refusal(layer: nn.Module, spec: Sparsity) -> str | None:
+    """Why a layer stays dense, or None."""
+    if not isinstance(spec, NM):
+        return None
+    if isinstance(layer, nn.Embedding):
+        return f"{spec.n}:{spec.m} is for products, and this is a table"
+    weight = outputs_first(layer, original_weight(layer))
+    if serves(spec, weight):
+        return None
+    return f"{spec.n}:{spec.m} needs a multiple of {spec.m} inputs, got {weight.shape[1]}"
 
 
 def weight_transforms(layer: nn.Module) -> list[nn.Module]:
@@ -80,30 +138,43 @@ def _input_quantizer(layer: nn.Module, spec: Quant) -> FakeQuantize:
     return DynamicQuantize(spec, by_rows=kind is not None and kind.by_rows)
 
 
+def _swap_of(layer: nn.Module) -> SwapChannels | None:
+    kind = integer_type(layer)
+    return None if kind is None else kind.swap_of(layer)
+
+
 def attach(name: str, layer: nn.Module, wanted: Layer) -> list[tuple[Mask, Tensor]]:
     """Hang a Layer's transforms on one layer, mask before quantiser; returns a new mask to rank.
 
     What the Layer leaves None stays; what it names replaces the transform of its kind.
     """
-    weight = original_weight(layer)
+    reason = refusal_to_prepare(layer)
+    if reason is not None:
+        layer.sparseq_reason = reason  # type: ignore[assignment]
+        return []
+    weight = outputs_first(layer, original_weight(layer))
     mask, quantizer = transform_of(layer, Mask), transform_of(layer, FakeQuantize)
     new: list[tuple[Mask, Tensor]] = []
-    if wanted.sparsity is not None and serves(wanted.sparsity, weight):
-        mask = Mask(wanted.sparsity, weight)
-        new = [(mask, weight)]
+    if wanted.sparsity is not None and sparsity_refusal(layer, wanted.sparsity) is None:
+        mask = Mask(wanted.sparsity, weight, _swap_of(layer))
+        new = [(mask, original_weight(layer))]
     if wanted.weight is not None:
         quantizer = _weight_quantizer(name, weight, wanted.weight).to(weight.device)
     chain = weight_transforms(layer)
-    wished = [t for t in chain if not isinstance(t, (Mask, FakeQuantize))]
-    wished += [t.train(layer.training) for t in (mask, quantizer) if t is not None]
+    wished = [t for t in chain if not isinstance(t, (Mask, FakeQuantize, SwapChannels))]
+    own = [t.train(layer.training) for t in (mask, quantizer) if t is not None]
+    swap = _swap_of(layer)
+    wished += own if swap is None or not own else [swap, *own, copy.deepcopy(swap)]
     if chain:  # in place: torch's remove_parametrizations would alter deep copies of the model too
         held: nn.ModuleList = layer.parametrizations["weight"]  # type: ignore[index, assignment]
         del held[:]
         held.extend(wished)
     else:
-        for transform in wished:
-            parametrize.register_parametrization(layer, "weight", transform)
-    if wanted.input is not None:
+        for transform in wished:  # unsafe: between two swaps the shape is another
+            parametrize.register_parametrization(
+                layer, "weight", transform, unsafe=swap is not None
+            )
+    if wanted.input is not None and not isinstance(layer, nn.Embedding):  # indices have no grid
         if not hasattr(layer, "input_quantizer"):
             layer.register_forward_pre_hook(_transform_input, with_kwargs=True)
         watcher = _input_quantizer(layer, wanted.input).to(weight.device)
@@ -124,7 +195,9 @@ def prepare(model: Model, plan: Plan) -> Model:
     prepared model new transforms join those that are there.
 
     Args:
-        model: any nn.Module; nn.Linear and nn.Conv2d layers are served.
+        model: any nn.Module; nn.Linear, Conv1d, Conv2d, ConvTranspose2d and Embedding layers are
+            served, and the projections of nn.MultiheadAttention: one that the plan reaches becomes
+            `sparseq.nn.MultiheadAttention`, its projections layers with parameters of their own.
         plan: which layer gets what.
 
     Returns:
@@ -138,7 +211,7 @@ def prepare(model: Model, plan: Plan) -> Model:
         raise TypeError(f"prepare: plan must be a sparseq.Plan, got {type(plan).__name__}")
     layers = layers_of(model)
     if not layers:
-        raise ValueError("prepare: model must hold nn.Linear or nn.Conv2d layers, got none")
+        raise ValueError(f"prepare: model must hold {SERVED} layers, got none")
     chosen = plan.match(layers)
     for name, wanted in chosen.items():  # all checks before the first change
         if hasattr(layers[name], "parametrizations") and not _single(layers[name]):
@@ -147,9 +220,13 @@ def prepare(model: Model, plan: Plan) -> Model:
                 "(weight_norm?): remove it first"
             )
         if wanted.weight is not None:
-            _weight_quantizer(name, original_weight(layers[name]), wanted.weight)
+            weight = outputs_first(layers[name], original_weight(layers[name]))
+            _weight_quantizer(name, weight, wanted.weight)
+    take_attentions(model, chosen)
+    layers = layers_of(model)
     new = [pair for name, wanted in chosen.items() for pair in attach(name, layers[name], wanted)]
     update_masks(new)
+    leave_fused_paths(model)
     return model
 
 

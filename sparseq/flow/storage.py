@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from sparseq.files import atomic_path
 from sparseq.flow.convert import set_module
 from sparseq.flow.encodings import decode, encode
-from sparseq.flow.prepare import attach, layers_of
-from sparseq.nn import InputGrid, SparseQuantLayer, integer_type
+from sparseq.flow.prepare import attach, layers_of, leave_fused_paths, take_attentions
+from sparseq.nn import InputGrid, MultiheadAttention, SparseQuantLayer, integer_type, outputs_first
 from sparseq.packed import PackedWeight
 from sparseq.spec import Layer, Quant
 
@@ -35,6 +35,7 @@ def _structure(model: nn.Module) -> dict[str, Any]:
     for name, module in model.named_modules():
         if isinstance(module, SparseQuantLayer):
             integer[name] = {
+                "kind": module.float_type.__name__,
                 "weight": dataclasses.asdict(module.weight_spec),
                 "input": module.input_spec and dataclasses.asdict(module.input_spec),
                 "static": module.input_scale is not None,
@@ -48,7 +49,8 @@ def _structure(model: nn.Module) -> dict[str, Any]:
         if not isinstance(value, Tensor):
             states[name] = value
     identities = [n for n, m in model.named_modules() if type(m) is nn.Identity]
-    biased = [n for n, m in layers_of(model).items() if m.bias is not None]
+    biased = [n for n, m in layers_of(model).items() if getattr(m, "bias", None) is not None]
+    attentions = [n for n, m in model.named_modules() if isinstance(m, MultiheadAttention)]
     return {
         "version": VERSION,
         "integer": integer,
@@ -56,6 +58,7 @@ def _structure(model: nn.Module) -> dict[str, Any]:
         "states": states,
         "identities": identities,
         "biased": biased,
+        "attentions": attentions,
     }
 
 
@@ -100,13 +103,22 @@ def _digest(text: str, parts: dict[str, Tensor]) -> str:
 
 
 def _restore_structure(model: Model, header: dict[str, Any]) -> Model:
+    attentions = header.get("attentions", [])  # files of earlier versions have none
+    take_attentions(model, [f"{name}.out_proj" for name in attentions])
+    for name in attentions:
+        if not isinstance(model.get_submodule(name), MultiheadAttention):
+            raise ValueError(f"{name} must be an nn.MultiheadAttention")
     layers = layers_of(model)
     for name, entry in header["integer"].items():
         layer = layers[name]
         kind = integer_type(layer)
         assert kind is not None
+        wanted = entry.get("kind", kind.float_type.__name__)  # files of earlier versions have none
+        if wanted != kind.float_type.__name__:
+            raise ValueError(f"{name} must be an nn.{wanted}, got {type(layer).__name__}")
         spec = Quant(**entry["weight"])
-        packed = PackedWeight.from_float(torch.zeros_like(layer.weight), spec)  # type: ignore[arg-type]
+        zeros = torch.zeros_like(outputs_first(layer, layer.weight))  # type: ignore[arg-type]
+        packed = PackedWeight.from_float(zeros, spec)
         grid = None
         if entry["input"] is not None:
             scale = torch.ones(1) if entry["static"] else None
@@ -128,7 +140,8 @@ def _restore_structure(model: Model, header: dict[str, Any]) -> Model:
         layer = layers[name]
         if layer.bias is None:
             weight: Tensor = layer.weight
-            layer.bias = nn.Parameter(weight.new_zeros(weight.shape[0]))
+            layer.bias = nn.Parameter(weight.new_zeros(len(outputs_first(layer, weight))))
+    leave_fused_paths(model)
     return model
 
 

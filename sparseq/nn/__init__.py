@@ -1,25 +1,40 @@
-"""Drop-in modules that run on integers: SparseQuantLinear and SparseQuantConv2d."""
+"""Drop-in modules that run on integers, and attention whose projections are layers."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
+from sparseq.nn.attention import MultiheadAttention, projections, take_over
+from sparseq.nn.conv1d import SparseQuantConv1d
 from sparseq.nn.conv2d import SparseQuantConv2d
-from sparseq.nn.layer import InputGrid, SparseQuantLayer
+from sparseq.nn.conv_transpose2d import SparseQuantConvTranspose2d
+from sparseq.nn.embedding import SparseQuantEmbedding
+from sparseq.nn.grid import InputGrid
+from sparseq.nn.layer import SparseQuantLayer
 from sparseq.nn.linear import SparseQuantLinear
 
 __all__ = [
     "INTEGER_LAYERS",
     "InputGrid",
+    "MultiheadAttention",
+    "SparseQuantConv1d",
     "SparseQuantConv2d",
+    "SparseQuantConvTranspose2d",
+    "SparseQuantEmbedding",
     "SparseQuantLayer",
     "SparseQuantLinear",
     "integer_type",
+    "outputs_first",
+    "projections",
+    "take_over",
 ]
 
 INTEGER_LAYERS: dict[type[nn.Module], type[SparseQuantLayer]] = {
     nn.Linear: SparseQuantLinear,
+    nn.Conv1d: SparseQuantConv1d,
     nn.Conv2d: SparseQuantConv2d,
+    nn.ConvTranspose2d: SparseQuantConvTranspose2d,
+    nn.Embedding: SparseQuantEmbedding,
 }
 
 
@@ -29,3 +44,12 @@ def integer_type(layer: nn.Module) -> type[SparseQuantLayer] | None:
         if isinstance(layer, float_type):
             return kind
     return None
+
+
+def outputs_first(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A float layer's weight in the order that is stored: `[out, in / groups, ...]`.
+
+    Its own inverse: the same call puts it back.
+    """
+    kind = integer_type(layer)
+    return weight if kind is None else kind.outputs_first(layer, weight)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +9,9 @@ from torch import Tensor, nn
 
 from sparseq import ops
 from sparseq.choice import DENSE, FLOAT, INT4, SPARSE, Choice, Work, choose
+from sparseq.nn.from_float import FromFloat
+from sparseq.nn.grid import InputGrid
+from sparseq.ops.check_int8 import MAX_DEPTH
 from sparseq.packed import PackedWeight
 from sparseq.quant import range_to_grid
 from sparseq.spec import Quant
@@ -17,24 +19,10 @@ from sparseq.spec import Quant
 # The op itself: for a layer of some microseconds the wrapper's checks would take longer.
 _quantize = torch.ops.sparseq.quantize.default
 
-DEFAULT_WEIGHT = Quant(axis=0)
-DEFAULT_INPUT = Quant(symmetric=False)
 DEVICES = tuple(name.lower() for name in ops.kernels()["int8_linear"])  # that this build serves
 
 
-@dataclass(frozen=True)
-class InputGrid:
-    """How a layer's input is quantised: scheme and grid, or None for the input's own range.
-
-    Its own range is each batch's for a convolution, each row's ("per token") for a linear layer.
-    """
-
-    spec: Quant
-    scale: Tensor | None = None
-    zero_point: Tensor | None = None
-
-
-class SparseQuantLayer(nn.Module):
+class SparseQuantLayer(FromFloat):
     """What the integer modules share: the stored weight, the input's grid, and which kernel runs.
 
     Integers run where the input is quantised and the weight has one scale an output channel, as one
@@ -74,7 +62,7 @@ class SparseQuantLayer(nn.Module):
     def __init__(
         self, weight: PackedWeight, bias: Tensor | None, grid: InputGrid | None, like: nn.Module
     ) -> None:
-        super().__init__()
+        super().__init__(weight, bias, grid, like)
         self.weight_spec = weight.spec
         self.input_spec = None if grid is None else grid.spec
         static = grid is not None and grid.scale is not None
@@ -97,64 +85,14 @@ class SparseQuantLayer(nn.Module):
         self.train(False)
 
     @staticmethod
-    def arguments_of(like: nn.Module) -> dict[str, Any]:
-        """What the layer's function needs beside weight and bias."""
-        return {}
-
-    @staticmethod
     def limits_of(spec: Quant, static: bool) -> tuple[int, int]:
         """The range of the integers that the input becomes."""
         return spec.quant_min, spec.quant_max
-
-    @staticmethod
-    def refusal(layer: nn.Module) -> str | None:
-        """Why this kind of layer cannot run on integers, or None."""
-        return None
-
-    @classmethod
-    def from_float(
-        cls,
-        layer: nn.Module,
-        weight: Quant = DEFAULT_WEIGHT,
-        input: Quant | None = DEFAULT_INPUT,
-        scale: Tensor | None = None,
-        zero_point: Tensor | None = None,
-    ) -> SparseQuantLayer:
-        """Quantise a float layer over its weight's own range.
-
-        Args:
-            layer: the float module; left as it is.
-            weight: the weight's scheme, with axis 0 or None.
-            input: the input's scheme, per tensor; None computes in float on the stored weight.
-            scale: the input's scale (float32, one element); None takes the input's own range: each
-                batch's for a convolution, each row's for a linear layer.
-            zero_point: the input's zero point (int32), with scale.
-
-        Raises:
-            TypeError: layer is of another kind.
-            ValueError: a layer or scheme that cannot be served.
-        """
-        if not isinstance(layer, cls.float_type):  # type: ignore[attr-defined]
-            wanted = cls.float_type.__name__  # type: ignore[attr-defined]
-            raise TypeError(
-                f"{cls.__name__}.from_float: layer must be nn.{wanted}, got {type(layer).__name__}"
-            )
-        refusal = cls.refusal(layer)
-        if refusal:
-            raise ValueError(f"{cls.__name__}.from_float: {refusal}")
-        if weight.axis not in (0, None):
-            raise ValueError(
-                f"{cls.__name__}.from_float: weight must have axis 0 or None, got {weight.axis}"
-            )
-        packed = PackedWeight.from_float(layer.weight, weight)
-        grid = None if input is None else InputGrid(input, scale, zero_point)
-        return cls(packed, layer.bias, grid, layer)
 
     def set_weight(self, weight: PackedWeight) -> None:
         """Take another stored weight of the same shape and scheme."""
         self.weight_values, self.weight_scale = weight.values, weight.scale
         self.weight_zero_point = weight.zero_point
-        self.integer = self.input_spec is not None and weight.scale.dim() == 1
         self.settle(self.rows)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -177,13 +115,13 @@ class SparseQuantLayer(nn.Module):
     @property
     def _tiled(self) -> bool:
         """Tiles serve signed weights without zero points."""
-        weight = self.weight_values
+        weight = self.kernel_weight
         plain = weight.dtype == torch.int8 and self.weight_zero_point is None
         return self.integer and plain and weight.device.type in DEVICES and weight.numel() > 0
 
     def work(self, rows: int) -> Work:
         """This layer on so many rows."""
-        weight, groups = self.weight_values, self.arguments.get("groups", 1)
+        weight, groups = self.kernel_weight, self.arguments.get("groups", 1)
         inputs, taps = weight.shape[1], weight[0, 0].numel() if weight.numel() else 1
         return Work(rows, max(1, inputs), max(1, weight.shape[0] // groups), taps, groups)
 
@@ -194,13 +132,14 @@ class SparseQuantLayer(nn.Module):
             rows: how many rows (output pixels) a call will have, about; None for 128.
         """
         self.rows = rows
+        self.integer = self.why_float() is None
         if not self.integer:
             self.use(*self._weight_only())
             return
         if not self._tiled:
             self.use(DENSE, "unsigned weights and zero points have no packed form")
             return
-        packed = ops.int8_tiles(self.weight_values, self.arguments.get("groups", 1))
+        packed = ops.int8_tiles(self.kernel_weight, self.arguments.get("groups", 1))
         sparse, device = ops.tile_kind(packed) == "2:4", self.weight_values.device.type
         if device == "cpu":
             choice = choose(self.work(rows or 128), sparse)
@@ -210,8 +149,24 @@ class SparseQuantLayer(nn.Module):
 
     def _weight_only(self) -> tuple[str, str]:
         """Kernel and reason of a layer without integer products."""
-        plan = "no input quantiser in the plan"
-        return FLOAT, plan if self.input_spec is None else "group scales have no integer kernel"
+        return FLOAT, self.why_float() or "asked for"
+
+    def why_float(self) -> str | None:
+        """Why there is no integer product, or None."""
+        if self.input_spec is None:
+            return "no input quantiser in the plan"
+        if self.weight_scale.dim() > 1:
+            return "group scales have no integer kernel"
+        weight = self.kernel_weight
+        depth = weight[0].numel() if len(weight) else 0
+        if depth > MAX_DEPTH:
+            return f"{depth} products may overflow an int32 sum, {MAX_DEPTH} may not"
+        return None
+
+    @property
+    def kernel_weight(self) -> Tensor:
+        """The integers as the integer op takes them."""
+        return self.weight_values
 
     def use(self, kernel: str, reason: str = "asked for") -> None:
         """Run on this kernel from now on.
@@ -223,10 +178,10 @@ class SparseQuantLayer(nn.Module):
         Raises:
             ValueError: the layer's weight or input does not allow it.
         """
-        groups, weight = self.arguments.get("groups", 1), self.weight_values
+        groups, weight = self.arguments.get("groups", 1), self.kernel_weight
         tiles = float_weight = None
         if kernel == INT4 and self._weight_only()[0] == INT4:
-            tiles = ops.pack_int4(weight)
+            tiles = ops.pack_int4(self.weight_values)
         elif kernel == FLOAT and self.integer:
             float_weight = self._float_layout(self.packed().dequantize())
         elif kernel in (DENSE, SPARSE) and self._tiled:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparseq import ops
 from sparseq.ops.check import FLOATS
+from sparseq.sparse.layout import SwapChannels, swap_channels
 from sparseq.spec import Sparsity, Unstructured
 
 _DEVICES = tuple(name.lower() for name in ops.kernels()["mask_24"])  # that this build serves
@@ -20,6 +21,7 @@ class Mask(nn.Module):
     Args:
         spec: what the mask should reach.
         weight: the weight it is for; the mask starts with every element kept.
+        swap: what brought that weight into this order, if it is trained in another.
 
     Attributes:
         mask: bool, the weight's shape; True is kept.
@@ -27,14 +29,18 @@ class Mask(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, spec: Sparsity, weight: Tensor) -> None:
+    def __init__(self, spec: Sparsity, weight: Tensor, swap: SwapChannels | None = None) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.swap = spec, swap
         self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Zero what is masked; masked infinities and NaN too."""
         return torch.where(self.mask, weight, torch.zeros_like(weight))
+
+    def ordered(self, weight: Tensor) -> Tensor:
+        """The weight as trained in the order of the mask."""
+        return weight if self.swap is None else swap_channels(weight, self.swap.groups)
 
     def extra_repr(self) -> str:
         """The target, for print(model)."""

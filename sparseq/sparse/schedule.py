@@ -14,7 +14,11 @@ CURVES = ("cubic", "linear", "one_shot")
 
 
 def masks_of(model: nn.Module) -> list[tuple[Mask, Tensor]]:
-    """Every mask of a prepared model with the weight it masks, as trained (before masking)."""
+    """Every mask of a prepared model with the weight it masks, as trained (before masking).
+
+    Of a transposed convolution the weight is as torch has it, the mask has output channels first:
+    `mask.ordered(weight)` has them first, too.
+    """
     found = []
     for module in model.modules():
         parametrizations = getattr(module, "parametrizations", None)
@@ -32,7 +36,8 @@ def update_masks(
     """Rank weights anew; what is masked stays masked.
 
     Args:
-        pairs: masks with their weights; those of one Unstructured global spec are ranked together.
+        pairs: masks with their weights, as of `masks_of`; those of one Unstructured global spec are
+            ranked together.
         fraction: how far each Unstructured mask is on its way from floor to its sparsity, in
             [0, 1].
         floor: the sparsity at fraction 0.
@@ -40,7 +45,7 @@ def update_masks(
     ranked: dict[object, list[tuple[Mask, Tensor]]] = {}
     for mask, weight in pairs:
         if isinstance(mask.spec, NM):
-            mask.mask.copy_(nm_mask(weight, mask.spec.n, mask.spec.m))
+            mask.mask.copy_(nm_mask(mask.ordered(weight), mask.spec.n, mask.spec.m))
         else:
             together = mask.spec if mask.spec.scope == "global" else mask
             ranked.setdefault(together, []).append((mask, weight))
@@ -49,7 +54,7 @@ def update_masks(
         assert isinstance(spec, Unstructured)
         start = min(floor, spec.sparsity)
         target = start + (spec.sparsity - start) * fraction
-        weights, so_far = [w for _, w in members], [m.mask for m, _ in members]
+        weights, so_far = [m.ordered(w) for m, w in members], [m.mask for m, _ in members]
         for (mask, _), new in zip(members, magnitude_masks(weights, target, so_far), strict=True):
             mask.mask.copy_(new & mask.mask)
 

@@ -342,7 +342,7 @@ def test_an_untraceable_model_keeps_its_batch_norms():
     assert isinstance(fast.conv, SparseQuantConv2d) and isinstance(fast.norm, nn.BatchNorm2d)
 
 
-def test_attention_stays_float_and_the_rest_converts():
+def test_attention_converts_with_the_rest_where_the_plan_reaches_it():
     x = torch.randn(3, 5, 16)
 
     class Block(nn.Module):
@@ -355,8 +355,13 @@ def test_attention_stays_float_and_the_rest_converts():
             x = x + self.attention(x, x, x, need_weights=False)[0]
             return x + self.last(torch.relu(self.first(x)))
 
+    projections = [f"attention.{n}_proj" for n in ("q", "k", "v", "out")]
     fast = agree(prepared(Block(), x), x)
+    assert sorted(integer(fast)) == sorted([*projections, "first", "last"])
+    left = Plan({"*": BOTH, "attention.*": None})
+    fast = agree(prepared(Block(), x, left), x)
     assert list(integer(fast)) == ["first", "last"]
+    assert type(fast.attention) is nn.MultiheadAttention
 
 
 def test_torchs_transformer_layer():
@@ -365,7 +370,7 @@ def test_torchs_transformer_layer():
     encoder = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
     model = prepared(nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False), x)
     fast = agree(model, x)
-    assert len(integer(fast)) == 4
+    assert len(integer(fast)) == 12
 
 
 def test_a_single_layer():

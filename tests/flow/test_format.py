@@ -105,7 +105,7 @@ CASES = {
     "int4 dense": (torch.ones(8, 16, dtype=torch.int8), True, "int4"),
     "int4 almost zero": (torch.eye(16, dtype=torch.int8), True, "sparse"),
     "half zeros, not 2:4": (torch.ones(8, 16).triu(8).to(torch.int8), False, "sparse"),
-    "3 dimensions": (weight_24((8, 16, 3)), False, "sparse"),
+    "3 dimensions": (weight_24((8, 16, 3)), False, "2:4"),
     "short tail": (
         weight_24((30, 9)),
         False,
@@ -164,7 +164,7 @@ def test_2_4_needs_rows():
     tensor = torch.zeros(128, dtype=torch.int8)
     entry = {"dtype": "int8", "shape": [128], "encoding": "2:4"}
     parts = {"w::values": tensor[:64], "w::indices": tensor[:16].view(torch.uint8)}
-    with pytest.raises(ValueError, match="w: 2:4 must have 2 or 4 dimensions"):
+    with pytest.raises(ValueError, match="w: 2:4 must have 2 to 4 dimensions"):
         decode("w", entry, parts, tensor)
 
 

@@ -134,7 +134,7 @@ def test_a_single_layer_is_a_model_too():
     ("model", "plan", "error", "text"),
     [
         (network, {"*": BOTH}, TypeError, "prepare: plan must be a sparseq.Plan, got dict"),
-        (nn.ReLU, Plan({"*": BOTH}), ValueError, "prepare: model must hold nn.Linear or nn.Conv2d"),
+        (nn.ReLU, Plan({"*": BOTH}), ValueError, "prepare: model must hold nn.Linear, Conv1d"),
         (network, Plan({"head": BOTH}), ValueError, "pattern 'head' matches no layer.*0, 2, 5"),
         (
             network,
