@@ -52,7 +52,7 @@ def _ours(learned: bool) -> nn.Module:
 
 
 def _torch_ao() -> nn.Module:
-    """Eager `prepare_qat` with the fbgemm settings; batch norms folded while training, as it does."""
+    """Eager `prepare_qat` with the fbgemm settings; it folds batch norms while training."""
     from torch.ao import quantization
     from torchvision.models.quantization import resnet18
 
