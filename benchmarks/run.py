@@ -1,6 +1,6 @@
 """Run a benchmark file and write benchmarks/results/<name>.{json,md}, stamped with the environment.
 
-usage: run.py [ops | gemm | models | export | roof]
+usage: run.py [ops | gemm | models | export | qat | roof]
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ def main() -> None:
         import roof
 
         return roof.main()
+    if name == "qat":
+        import qat
+
+        return qat.main(sys.argv[2:])
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", "pytest", "-q", str(HERE / f"{name}.py")]
         environment = {**os.environ, "PYTHONPATH": str(HERE)}

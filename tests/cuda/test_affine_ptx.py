@@ -188,7 +188,9 @@ def test_observed(gpu, dtype: torch.dtype, layout: str) -> None:
 
 @dtypes
 @pytest.mark.parametrize("zero", ["none", "int32", "float32"])
-@pytest.mark.parametrize("layout", ["ragged_weight", "images", "last", "ragged_last", "groups"])
+@pytest.mark.parametrize(
+    "layout", ["tensor", "ragged_weight", "images", "last", "ragged_last", "groups"]
+)
 def test_observed_zero_points_and_unaligned_pointers(
     gpu, dtype: torch.dtype, zero: str, layout: str
 ) -> None:
