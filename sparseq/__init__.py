@@ -11,7 +11,16 @@ In short::
 """
 
 from sparseq import bench, distill, export, nn, ops, quant, sparse
-from sparseq.flow import Explanation, calibrate, convert, explain, load, prepare, save
+from sparseq.flow import (
+    Explanation,
+    calibrate,
+    convert,
+    explain,
+    load,
+    prepare,
+    reestimate_batch_norms,
+    save,
+)
 from sparseq.spec import NM, Layer, Plan, Quant, Unstructured
 
 __version__ = "0.1.0"
@@ -34,6 +43,7 @@ __all__ = [
     "ops",
     "prepare",
     "quant",
+    "reestimate_batch_norms",
     "save",
     "sparse",
 ]

@@ -10,6 +10,7 @@ from sparseq.quant.schedule import (
     Schedule,
     freeze_batch_norms,
     freeze_observers,
+    is_frozen,
     unfreeze_batch_norms,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "fitted_range",
     "freeze_batch_norms",
     "freeze_observers",
+    "is_frozen",
     "range_of_values",
     "range_to_grid",
     "unfreeze_batch_norms",

@@ -17,7 +17,8 @@ def freeze_observers(model: nn.Module) -> None:
             module.freeze()
 
 
-def _batch_norms(model: nn.Module) -> list[nn.Module]:
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """The batch norms of a model that keep running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
@@ -25,20 +26,25 @@ def _stay(norm: nn.Module, arguments: Any) -> None:
     norm.training = False
 
 
+def is_frozen(norm: nn.Module) -> bool:
+    """Whether `freeze_batch_norms` holds for a batch norm."""
+    return _stay in norm._forward_pre_hooks.values()
+
+
 def freeze_batch_norms(model: nn.Module) -> None:
     """Make every batch norm use its running statistics and keep them, whatever `train()` says.
 
     What is trained then is what `convert` folds. Weight and bias go on learning.
     """
-    for norm in _batch_norms(model):
-        if _stay not in norm._forward_pre_hooks.values():
+    for norm in batch_norms(model):
+        if not is_frozen(norm):
             norm.register_forward_pre_hook(_stay)
         norm.eval()
 
 
 def unfreeze_batch_norms(model: nn.Module) -> None:
     """Undo `freeze_batch_norms`: each batch norm is in its model's mode again."""
-    for norm in _batch_norms(model):
+    for norm in batch_norms(model):
         for key, hook in list(norm._forward_pre_hooks.items()):
             if hook is _stay:
                 del norm._forward_pre_hooks[key]
