@@ -45,9 +45,7 @@ def layers_of(model: nn.Module, converted: bool = False) -> dict[str, nn.Module]
         if type(module) is nn.MultiheadAttention:
             for projection, layer in projections(module).items():
                 found[f"{name}.{projection}".lstrip(".")] = layer
-        elif isinstance(module, kinds) and not isinstance(
-            module, (never_called, shapeless)
-        ):
+        elif isinstance(module, kinds) and not isinstance(module, (never_called, shapeless)):
             found[name] = module
     return found
 
