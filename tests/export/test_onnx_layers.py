@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 import torch
+from engine_cases import needs_rtx
 from export_cases import run
 from onnx import TensorProto, numpy_helper
 from torch import nn
@@ -215,3 +216,23 @@ def test_transposed_weights_for_tensorrt_stand_right_before_the_product(groups, 
     assert row.bits == 8 and row.kind == "ConvTranspose"
     if groups == 1:
         assert row.two_of_four and row.zeros >= 0.5
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", MODELS)
+def test_engines_run_them_on_integers_or_are_no_engines(name, tmp_path):
+    """Each product is int8 in the plan, its integers intact; transposed ones are named as float."""
+    model, x = converted(name, SYMMETRIC)
+    path, engine = tmp_path / "m.onnx", tmp_path / "m.engine"
+    export.onnx(
+        model, x, path, target="tensorrt", exporter="torchscript", dynamic_batch=False, verify=False
+    )
+    options = {"runtime": "tensorrt_rtx", "compute_capabilities": ["8.6"]}
+    if name == "decoder":
+        with pytest.raises(export.EngineAuditError, match="layer 2: it runs on float inputs"):
+            export.tensorrt(path, engine, **options)
+        return
+    audit = export.tensorrt(path, engine, **options)
+    products = [n for n, m in model.named_modules() if getattr(m, "integer", False)]
+    assert [layer.name for layer in audit.layers] == products
+    assert all(layer.weight == "int8" and layer.verbatim for layer in audit.layers)

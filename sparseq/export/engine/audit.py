@@ -24,6 +24,11 @@ def _rows(stored: Array) -> Iterator[Array]:
         yield stored.T
 
 
+def _planar(weight: Array) -> Array:
+    """A weight along one dimension as the engine has it: of images that are one pixel wide."""
+    return weight[..., None] if weight.ndim == 3 else weight
+
+
 def holds(stored: Array, weight: Array) -> bool:
     """Whether a constant of the engine holds a weight: rows in order, one behind the other.
 
@@ -34,6 +39,7 @@ def holds(stored: Array, weight: Array) -> bool:
         stored: int8, as its operation reads it.
         weight: the file's integers, `[outputs, inputs, ...]`.
     """
+    weight = _planar(weight)
     if weight.ndim == 4 and weight.shape[2:] == (1, 1):
         weight = weight[:, :, 0, 0]
     n, k = weight.shape[:2]
@@ -50,6 +56,7 @@ def holds(stored: Array, weight: Array) -> bool:
 
 def _as_stored(tensor: PlanTensor, weight: Array) -> bytes | None:
     """A weight in the order in which a constant of the engine holds it; None if it does not fit."""
+    weight = _planar(weight)
     dims = tuple(d or 0 for d in tensor.dims)
     if weight.ndim == 2 and dims == weight.shape[::-1]:
         weight = weight.T
