@@ -124,6 +124,7 @@ SCHEMES = {
     ),
     "4 bits": Layer(weight=Quant(bits=4, axis=0), input=Quant(bits=6, symmetric=False)),
     "weight only": Layer(weight=Quant(axis=0)),
+    "dynamic": Layer(weight=Quant(axis=0), input=Quant(symmetric=False, dynamic=True)),
     "learned": Layer(weight=Quant(axis=0, learned=True), input=Quant(learned=True)),
     "sparse": Layer(weight=Quant(axis=0), input=Quant(), sparsity=NM(2, 4)),
     "pruned": Layer(weight=Quant(axis=0), input=Quant(), sparsity=Unstructured(0.6)),
@@ -157,7 +158,7 @@ def rows(model):
 
 
 FEWER = {
-    "text": ("per channel", "4 bits", "weight only", "pruned"),
+    "text": ("per channel", "4 bits", "weight only", "dynamic", "pruned"),
     "decoder in groups": ("per channel", "asymmetric", "sparse"),
 }
 
