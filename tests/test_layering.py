@@ -20,6 +20,7 @@ BELOW["sparse"] = BELOW["ops"] | {"ops"}
 BELOW["packed"] = BELOW["ops"] | {"ops", "quant", "sparse"}
 BELOW["nn"] = BELOW["packed"] | {"packed", "choice"}
 BELOW["flow"] = BELOW["nn"] | {"nn"}
+BELOW["ptq"] = BELOW["flow"] | {"flow"}
 BELOW["export"] = BELOW["flow"] | {"flow"}
 BELOW["bench"] = BELOW["flow"] | {"flow"}
 BELOW["run"] = BELOW["flow"] | {"flow", "bench", "export", "distill", ""}

@@ -30,7 +30,7 @@ _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d
 _FUNCTIONS = {"relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "dropout", "clone",
               "contiguous", "detach"}  # fmt: skip
 _POOL_FUNCTIONS = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
-                   "boolean_dispatch", "dropout2d"}  # fmt: skip
+                   "dropout2d"}  # fmt: skip
 
 # what looks at a tensor's form, not at its values
 _FORM = {"size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_complex",
@@ -54,7 +54,7 @@ class Use:
 
     label: str
     name: str
-    module: nn.Module | None
+    module: Any  # nn.Module | None, of whichever kind
     inputs: tuple[Key, ...]
     outputs: tuple[Key, ...]
     dims: int
@@ -105,9 +105,13 @@ class Graph:
         found = {use.name: use for use in reversed(self.uses) if use.module is not None}
         return [use for use in self.uses if found.get(use.name) is use]
 
+    def read(self, use: Use) -> list[Use]:
+        """What reads a call's output."""
+        return self._readers[use.outputs[0]] if use.outputs else []
+
     def only_reader(self, use: Use) -> Use | None:
         """What reads a call's output, if it is one call."""
-        readers = self._readers[use.outputs[0]] if use.outputs else []
+        readers = self.read(use)
         return readers[0] if len(readers) == 1 else None
 
     def batch_norm(self, use: Use) -> Use | None:
@@ -140,7 +144,7 @@ class Graph:
         spatial = not isinstance(use.module, (nn.Linear, nn.LayerNorm, nn.RMSNorm))
         at, flattened = use, False
         while True:
-            found = self._readers[at.outputs[0]] if at.outputs else []
+            found = self.read(at)
             if not found:
                 return "what reads it was not seen"
             if all(isinstance(r.module, LAYERS) and len(r.inputs) == 1 for r in found):
@@ -164,10 +168,11 @@ class Graph:
             obstacle = self.obstacle(reader)
             if obstacle:
                 return f"read by {reader.label}: {obstacle}"
-            inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels  # type: ignore[union-attr]
+            assert isinstance(layer, LAYERS)
+            inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
             if isinstance(layer, nn.Linear) == (spatial and not flattened) or inputs % channels:
                 return f"read by {reader.label} along another dimension"
-            repeats.add(int(inputs) // channels)
+            repeats.add(inputs // channels)
         if len(repeats) > 1:
             return "read by layers of different widths"
         return Readers(tuple(found), repeats.pop())
