@@ -21,14 +21,17 @@ from sparseq.flow import (
     reestimate_batch_norms,
     save,
 )
+from sparseq.ptq import AdaRound, PTQReport, ptq
 from sparseq.spec import NM, Layer, Plan, Quant, Unstructured
 
 __version__ = "0.1.0"
 
 __all__ = [
     "NM",
+    "AdaRound",
     "Explanation",
     "Layer",
+    "PTQReport",
     "Plan",
     "Quant",
     "Unstructured",
@@ -42,6 +45,7 @@ __all__ = [
     "nn",
     "ops",
     "prepare",
+    "ptq",
     "quant",
     "reestimate_batch_norms",
     "save",

@@ -45,6 +45,8 @@ def _structure(model: nn.Module) -> dict[str, Any]:
             }
         elif hasattr(module, "sparseq_layer") and not hasattr(module, "sparseq_reason"):
             prepared[name] = module.sparseq_layer.to_dict()
+        elif hasattr(module, "input_quantizer"):  # converted, but in float
+            prepared[name] = Layer(input=module.input_quantizer.spec).to_dict()
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             states[name] = value

@@ -38,7 +38,7 @@ class AdaRound:
 
     iterations: int = 1000
     rate: float = 0.02
-    strength: float = 1.0
+    strength: float = 10.0
     rows: int = 32768
     memory_mb: int = 1024
 
@@ -142,10 +142,6 @@ def _obstacle(layer: Any, quantizer: FakeQuantize | None, options: AdaRound) -> 
     return None
 
 
-def _sigmoid(v: Tensor) -> Tensor:
-    return (v.sigmoid() * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
-
-
 def _rounded(
     weight: Tensor, quantizer: FakeQuantize, moments: Moments, options: AdaRound
 ) -> tuple[Tensor, Rounding]:
@@ -167,7 +163,7 @@ def _rounded(
     start = moments.errors(nearest * scale - weight)
     norm = moments.quadratic(nearest * scale - weight)
     norm = torch.where(norm > 0, norm, torch.ones_like(norm))
-    up = _optimised(weight, steps - floor, floor, scale, free, norm, moments, options)
+    up = _optimised(weight, steps - floor, scale, free, norm, moments, options)
     chosen = torch.where(free, floor + up, nearest)
     end = moments.errors(chosen * scale - weight)
     better = (end < start).reshape([-1] + [1] * (weight.dim() - 1))
@@ -179,7 +175,6 @@ def _rounded(
 def _optimised(
     weight: Tensor,
     fraction: Tensor,
-    floor: Tensor,
     scale: Tensor,
     free: Tensor,
     norm: Tensor,
@@ -188,25 +183,38 @@ def _optimised(
 ) -> Tensor:
     """Which weights to round up, as 1 and 0."""
     share = fraction.clamp(1e-4, 1 - 1e-4)
-    v = (-((ZETA - GAMMA) / (share - GAMMA) - 1).log()).requires_grad_()
-    optimizer = torch.optim.Adam([v], lr=options.rate)
+    v = -((ZETA - GAMMA) / (share - GAMMA) - 1).log()
     per_row = norm.reshape([-1] + [1] * (weight.dim() - 1))
-    inputs = max(1, weight[0].numel())
+    used = torch.where(free, scale, 0.0)
+    pull = torch.where(free, options.strength / max(1, weight[0].numel()), 0.0)
+    adam = _Adam(v, options.rate)
     warm = round(WARM * options.iterations)
     for step in range(options.iterations):
-        with torch.no_grad():
-            h = _sigmoid(v)
-            error = torch.where(free, (floor + h - floor - fraction) * scale, 0.0)
-            slope = torch.where(free, moments.gradient(error) / per_row, 0.0)
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            h = _sigmoid(v)
-            loss = (h * scale * slope).sum()
-            if step >= warm:
-                done = (step - warm) / max(1, options.iterations - warm)
-                beta = BETA[0] + (BETA[1] - BETA[0]) * done
-                firm = torch.where(free, (2 * h - 1).abs() ** beta, 1.0)
-                loss = loss + options.strength / inputs * (1 - firm).sum()
-            loss.backward()
-        optimizer.step()
-    return (_sigmoid(v.detach()) >= 0.5).to(weight.dtype)
+        sigmoid = v.sigmoid()
+        raw = sigmoid * (ZETA - GAMMA) + GAMMA
+        h = raw.clamp(0, 1)
+        slope = moments.gradient((h - fraction) * used) * used / per_row
+        if step >= warm:
+            done = (step - warm) / max(1, options.iterations - warm)
+            beta = BETA[0] + (BETA[1] - BETA[0]) * done
+            side = 2 * h - 1
+            slope -= pull * (2 * beta) * side.sign() * side.abs() ** (beta - 1)
+        slope *= (ZETA - GAMMA) * sigmoid * (1 - sigmoid) * (raw == h)
+        adam.step(v, slope)
+    return (v >= 0).to(weight.dtype)  # h(V) >= 1/2
+
+
+class _Adam:
+    """Kingma and Ba 2015, algorithm 1, on one tensor: a layer takes many steps on little."""
+
+    def __init__(self, like: Tensor, rate: float) -> None:
+        self.rate, self.count = rate, 0
+        self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
+
+    def step(self, v: Tensor, slope: Tensor) -> None:
+        self.count += 1
+        self.mean.lerp_(slope, 0.1)
+        self.square.mul_(0.999).addcmul_(slope, slope, value=0.001)
+        rate = self.rate / (1 - 0.9**self.count)
+        root = (self.square / (1 - 0.999**self.count)).sqrt_().add_(1e-8)
+        v.addcdiv_(self.mean, root, value=-rate)

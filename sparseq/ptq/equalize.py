@@ -61,7 +61,7 @@ class _Weights:
 
     def add(self, layer: nn.Module) -> None:
         if layer not in self.now:
-            self.now[layer] = layer.weight.detach().double()
+            self.now[layer] = layer.weight.detach().double()  # type: ignore[operator]
             self.original[layer] = original_weight(layer).detach().double()
 
     def rows(self, layer: nn.Module, factor: Tensor) -> None:
@@ -151,7 +151,7 @@ def _factor(pair: Pair, weights: _Weights, scale: Tensor) -> Tensor:
     factor = (first * second).sqrt() / second
     if bias is not None:
         size = bias.double().abs() / scale
-        factor = factor.maximum(size / size.max())
+        factor = factor.maximum(size / size.max().clamp(min=1e-300))
     sound = (first > 0) & (second > 0) & factor.isfinite() & (factor > 0)
     return torch.where(sound, factor, 1.0)
 
@@ -175,7 +175,7 @@ def _level_rows(layer: Any, norm: Any) -> None:
         return
     set_weight(layer, scaled_rows(weight, 1 / factor))
     divide(layer.bias, factor)
-    variance = norm.running_var.double()
+    variance = norm.running_var.double().clone()
     divide(norm.running_mean, factor)
     divide(norm.running_var, factor.square())
     stored = norm.running_var.double()

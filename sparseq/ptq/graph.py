@@ -156,8 +156,9 @@ class Graph:
             if flat and (spatial or use.dims == 2):
                 flattened = flattened or spatial
             elif not _passes(at, spatial and not flattened):
-                scaled = at.name in ("", "add") or isinstance(at.module, LAYERS)
-                return f"read by {at.label}" + ("" if scaled else ", which does not pass scales on")
+                kind = at.label if at.module is None else type(at.module).__name__
+                plain = at.name in ("", "add") or isinstance(at.module, LAYERS)
+                return f"read by {kind}" + ("" if plain else ", which does not pass scales on")
 
     def _fitting(
         self, found: Sequence[Use], channels: int, spatial: bool, flattened: bool

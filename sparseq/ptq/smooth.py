@@ -54,7 +54,10 @@ def groups_of(graph: Graph, plan: Mapping[str, Layer]) -> tuple[list[Group], dic
         else:  # whichever layers read it, too
             for reader in graph.read(use):
                 if reader.name in skipped:
-                    skipped[reader.name] = f"its input, of {use.label}, is also {readers}"
+                    reason = (
+                        readers if obstacle else f"is {readers}".replace("is read", "is also read")
+                    )
+                    skipped[reader.name] = f"its input, of {use.label}, {reason}"
     return groups, skipped
 
 
@@ -90,7 +93,7 @@ def smooth(
     for group in groups:
         name, source = group.source.name, group.source.module
         assert source is not None
-        readers: list[nn.Module] = [use.module for use in group.readers.layers]
+        readers: list[Any] = [use.module for use in group.readers.layers]
         ranges = [column_ranges(m, m.weight.detach().double()) for m in readers]
         weight = torch.stack(ranges).amax(0)
         activation = greatest[name].double()
