@@ -65,6 +65,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+            for child in module.children():  # what was attached meanwhile goes with its layer
+                if child not in modes:
+                    child.train(training)
 
 
 @torch.no_grad()
