@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparseq.flow.calibrate import calibrate
 from sparseq.flow.outputs import float_leaves, run_batch
-from sparseq.flow.prepare import layers_of, prepare
+from sparseq.flow.prepare import SERVED, layers_of, leave_fused_paths, prepare, take_attentions
 from sparseq.flow.progress import Progress
 from sparseq.ptq.adaround import AdaRound, Rounding, round_weights
 from sparseq.ptq.bias import correct_biases
@@ -52,7 +52,7 @@ def _checked(
     options = (AdaRound() if adaround else None) if isinstance(adaround, bool) else adaround
     layers = layers_of(model)
     if not layers:
-        raise ValueError("ptq: model must hold layers that a plan can serve, got none")
+        raise ValueError(f"ptq: model must hold {SERVED} layers, got none")
     return plan.match(layers), alpha, options
 
 
@@ -135,6 +135,8 @@ def ptq(
     first = next(iter(data), None)
     if first is None:
         raise ValueError("ptq: batches must hold at least one batch, got none")
+    take_attentions(model, matched)  # their projections are seen as layers from here on
+    leave_fused_paths(model)
     with _evaluating(model):
         work = _Work(model, plan, matched, data, first, progress)
         return work.run(equalize, alpha, options, bias_correction)

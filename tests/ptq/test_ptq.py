@@ -97,7 +97,6 @@ def test_without_a_switch_it_is_prepare_and_calibrate():
     report = ptq(model, Plan({"*": BOTH}), iter(batches))
     calibrate(prepare(plain, Plan({"*": BOTH})), batches)
     testing.assert_equal(output(model, batches[0]), output(plain, batches[0]))
-    reference, _ = MODELS["resnet"]()
     assert len(report.steps) == 1 and report.steps[0].gain is None
     assert not report.skipped and report.rounding == {}
 

@@ -136,3 +136,14 @@ def test_a_layer_without_a_quantised_input_is_left():
     plan = Plan({"*": Layer(weight=Quant(axis=0))}).match(layers_of(model))
     groups, skipped = groups_of(Graph(model, torch.randn(3, 8)), plan)
     assert groups == [] and skipped == {}
+
+
+def test_the_projections_of_torchs_attention_are_smoothed():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+    model = outlying(nn.Sequential(layer))
+    batches = [torch.randn(4, 6, 16) for _ in range(2)]
+    report = ptq(model, Plan({"*": BOTH}), batches, smooth=0.6)
+    assert list(report.skipped["smooth"]) == ["0.self_attn.out_proj"]
+    before, after = report.steps[0].layers, report.steps[1].layers
+    for name in ("q_proj", "k_proj", "v_proj"):
+        assert after[f"0.self_attn.{name}"] > before[f"0.self_attn.{name}"] + 3
