@@ -201,7 +201,7 @@ def test_a_change_of_the_function_is_undone_and_named():
         ({"batches": []}, ValueError, "ptq: batches must hold at least one batch, got none"),
         ({"batches": [3]}, TypeError, "ptq: a batch must be a tensor, .* got int"),
         ({"plan": Plan({"x": BOTH})}, ValueError, "pattern 'x' matches no layer"),
-        ({"model": nn.Sequential(nn.ReLU())}, ValueError, "must hold layers"),
+        ({"model": nn.Sequential(nn.ReLU())}, ValueError, "ptq: model must hold .* got none"),
         ({"model": nn.Linear(4, 4)}, ValueError, "got a single layer: wrap it"),
         (
             {"model": prepare(nn.Sequential(nn.Linear(4, 4)), Plan({"*": BOTH}))},
