@@ -16,6 +16,8 @@ LAYERS = {
     "convolution": (lambda: nn.Conv2d(4, 6, 3, padding=1, bias=False), (2, 4, 7, 7)),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, stride=2, groups=2), (2, 4, 7, 7)),
     "reflected": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (2, 4, 7, 7)),
+    "of sequences": (lambda: nn.Conv1d(4, 6, 3, padding=1), (2, 4, 9)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 2, stride=2), (2, 4, 5, 5)),
     "linear": (lambda: nn.Linear(12, 5), (8, 12)),
     "linear without bias": (lambda: nn.Linear(12, 5, bias=False), (8, 12)),
     "linear of tokens": (lambda: nn.Linear(12, 5), (2, 4, 12)),
