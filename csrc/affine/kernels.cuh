@@ -323,8 +323,10 @@ struct Columns {
   int across;
 };
 
+// The blocks of a multiprocessor: as at elementwise, against spills on sm_120.
 template <int N, class Reducer>
-__global__ void __launch_bounds__(kThreads) reduce_columns(Reducer reducer, Columns shape, Pair* partials) {
+__global__ void __launch_bounds__(kThreads, N > 4 ? 2 : 4)
+    reduce_columns(Reducer reducer, Columns shape, Pair* partials) {
   __shared__ Pair values[kThreads * N];
   const int down = kThreads / shape.across, across = shape.across * N;
   const int my_row = threadIdx.x / shape.across, my_column = threadIdx.x % shape.across * N;

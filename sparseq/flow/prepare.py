@@ -19,6 +19,7 @@ from sparseq.nn import (
     take_over,
 )
 from sparseq.quant import DynamicQuantize, FakeQuantize
+from sparseq.quant.memory import forget_input
 from sparseq.reference import scale_shape
 from sparseq.sparse import Mask, SwapChannels, serves, update_masks
 from sparseq.spec import NM, Layer, Plan, Quant, Sparsity
@@ -119,6 +120,10 @@ def _transform_input(layer: nn.Module, args: Any, kwargs: Any) -> Any:
     return args, {**kwargs, "input": layer.input_quantizer(kwargs["input"])}  # type: ignore[operator]
 
 
+def _forget_input(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    forget_input(args[0] if args else kwargs["input"], output)
+
+
 def _weight_quantizer(name: str, weight: Tensor, spec: Quant) -> FakeQuantize:
     if spec.axis not in (0, None):
         raise ValueError(f"prepare: {name}: weight must have axis 0 or None, got {spec.axis}")
@@ -177,6 +182,7 @@ def attach(name: str, layer: nn.Module, wanted: Layer) -> list[tuple[Mask, Tenso
     if wanted.input is not None and not isinstance(layer, nn.Embedding):  # indices have no grid
         if not hasattr(layer, "input_quantizer"):
             layer.register_forward_pre_hook(_transform_input, with_kwargs=True)
+            layer.register_forward_hook(_forget_input, with_kwargs=True)
         watcher = _input_quantizer(layer, wanted.input).to(weight.device)
         layer.input_quantizer = watcher.train(layer.training)
     layer.sparseq_layer = _merged(getattr(layer, "sparseq_layer", Layer()), wanted)  # type: ignore[assignment]

@@ -104,6 +104,17 @@ def fake_quantize_observed(
     return y, low, high
 
 
+def is_fake_quantize(node: Any) -> bool:
+    """Whether a node of autograd's graph is one of fake_quantize or fake_quantize_observed."""
+    return hasattr(node, "sparseq_grid")
+
+
+def repeated(node: Any) -> Tensor:
+    """The y of such a node, computed again from what it saved."""
+    x, scale, zero_point = node.saved_tensors
+    return _ops.fake_quantize(x, scale, zero_point, *node.sparseq_grid, node.grad_factor)
+
+
 # --- fake kernels (shapes, dtypes, strides) ---
 
 
@@ -134,7 +145,7 @@ def _(grad, x, scale, zero_point, quant_min, quant_max, axis, group_size, grad_f
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, scale, zero_point, *ctx.rest, ctx.grad_factor = inputs
+    x, scale, zero_point, *ctx.sparseq_grid, ctx.grad_factor = inputs
     ctx.save_for_backward(x, scale, zero_point)
 
 
@@ -143,7 +154,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     nothing = (None,) * 5
     if any(ctx.needs_input_grad[1:3]):
         grad_x, grad_scale, grad_zero = _ops.fake_quantize_learned_backward(
-            grad, x, scale, zero_point, *ctx.rest, ctx.grad_factor
+            grad, x, scale, zero_point, *ctx.sparseq_grid, ctx.grad_factor
         )
         return (
             grad_x,
@@ -151,7 +162,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             grad_zero.reshape(zero_point.shape) if ctx.needs_input_grad[2] else None,
             *nothing,
         )
-    return _ops.fake_quantize_backward(grad, x, scale, zero_point, *ctx.rest), None, None, *nothing
+    return (
+        _ops.fake_quantize_backward(grad, x, scale, zero_point, *ctx.sparseq_grid),
+        None,
+        None,
+        *nothing,
+    )
 
 
 torch.library.register_autograd("sparseq::fake_quantize", _backward, setup_context=_save)
