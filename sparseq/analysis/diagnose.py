@@ -140,6 +140,10 @@ class _Run:
     def _decibel(self, name: str, what: str) -> float | None:
         return self.ratios[name, what].decibel if (name, what) in self.ratios else None
 
+    def _scheme(self, name: str) -> str:
+        masked = "mask" in self.variants[name]
+        return self.units[name].scheme + (" masked" if masked else "")
+
     def diagnosis(self) -> Diagnosis:
         """The outcome."""
         whole, base = (self.losses["", kind].value for kind in ("quantised", "float"))
@@ -148,7 +152,7 @@ class _Run:
         rows = tuple(
             DiagnosisRow(
                 name,
-                self.units[name].scheme,
+                self._scheme(name),
                 self.units[name].bits,
                 self.ratios[name, "beside"].decibel,
                 self.ratios[name, "alone"].decibel,

@@ -15,7 +15,7 @@ _INK, _PALE = "#2b2f36", "#d9dde3"
 _COLOURS = {2: "#7f1d1d", 3: "#b3261e", 4: "#e0701a", 5: "#f0a04b", 6: "#d8b13a", 7: "#7fae4a"}
 _COLOURS |= {8: "#2f77b4", 16: "#7c6bb0", 32: "#8a919c"}
 _LOSS = "#4a5568"
-CEILING = 90.0  # dB: bars end here
+CEILING = 150.0  # dB: float32 rounds there; bars end, where nothing is lost too
 
 
 def draw(diagnosis: Diagnosis, path: str | os.PathLike[str]) -> None:
@@ -47,7 +47,8 @@ def draw(diagnosis: Diagnosis, path: str | os.PathLike[str]) -> None:
     _ratios(ratios, diagnosis)
     _bars(losses, [row.name for row in rows], [row.added for row in rows], [r.share for r in rows])
     losses.set_yticklabels([])
-    losses.set_title("loss added by this layer alone, and its share", fontsize=11, color=_INK)
+    title = "loss added by this layer alone, and its share"
+    losses.set_title(title, fontsize=11, color=_INK, pad=24)
     left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
     names = [part.part for part in diagnosis.parts]
     _decibel_bars(left, names, [part.sqnr for part in diagnosis.parts], ["#8a919c"] * len(names))
@@ -75,26 +76,38 @@ def _shown(value: float) -> float:
     return 0.0 if math.isnan(value) else min(max(value, 0.0), CEILING)
 
 
-def _decibel_bars(axes: Any, names: list[str], values: list[float], colours: list[str]) -> None:
+def _decibel_bars(
+    axes: Any,
+    names: list[str],
+    values: list[float],
+    colours: list[str],
+    marks: list[float] | None = None,
+) -> None:
+    """Bars with their numbers, inside where there is room, else behind the bar and its mark."""
     places = range(len(names))
     lengths = [_shown(value) for value in values]
     axes.barh(places, lengths, color=colours, height=0.64, zorder=3)
+    greatest = max([*lengths, *(marks or []), 1.0])
     for place, value, length in zip(places, values, lengths, strict=True):
         text = "exact" if value == math.inf else f"{value:.1f}"
+        inside = length > 0.12 * greatest
+        mark = marks[place] if marks else length
+        if not inside and length <= mark < length + 0.1 * greatest:
+            length = mark
         axes.annotate(
             text,
             (length, place),
-            xytext=(5, 0),
+            xytext=(-5 if inside else 5, 0),
             textcoords="offset points",
+            ha="right" if inside else "left",
             va="center",
             fontsize=8.5,
-            color=_INK,
+            color="white" if inside else _INK,
             zorder=6,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
         )
     axes.set_yticks(places, names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(0, 1.14 * max([*lengths, 1.0]))
+    axes.set_xlim(0, 1.06 * greatest)
 
 
 def _ratios(axes: Any, diagnosis: Diagnosis) -> None:
@@ -103,10 +116,9 @@ def _ratios(axes: Any, diagnosis: Diagnosis) -> None:
 
     rows = diagnosis.rows
     colours = [_COLOURS[row.bits] for row in rows]
-    _decibel_bars(axes, [row.name for row in rows], [row.sqnr for row in rows], colours)
     alone = [_shown(row.alone) for row in rows]
+    _decibel_bars(axes, [row.name for row in rows], [row.sqnr for row in rows], colours, alone)
     axes.scatter(alone, range(len(rows)), marker="|", s=130, linewidth=2, color=_INK, zorder=5)
-    axes.set_xlim(0, 1.14 * max([*alone, *(_shown(row.sqnr) for row in rows), 1.0]))
     handles: list[Any] = [
         Patch(color=_COLOURS[bits], label=f"{bits} bits") for bits in sorted({r.bits for r in rows})
     ]

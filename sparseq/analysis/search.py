@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -185,21 +186,27 @@ class _Search:
 
     def under_cost(self, limit: float) -> Point:
         """The plan of least loss whose measured cost is within the limit."""
-        allowed, unit = limit - self.rest, self.budget.cost
+        held = [point.cost for point in self.points]
+        fits, exceeds, rest = -1, len(held), self.rest  # indices; what the layers do not explain
         while True:
-            fitting = [point for point in self.points if point.cost <= allowed]
-            if not fitting:
-                best = self.trial(self.points[0])
-                if best.cost <= limit:
-                    return self.points[0]
-                raise ValueError(
-                    f"search: budget must be at least {best.cost:.4g} {unit}, which the cheapest "
-                    f"plan takes, got {limit:g}"
-                )
-            excess = self.trial(fitting[-1]).cost - limit
-            if excess <= 0:
-                return fitting[-1]
-            allowed = min(allowed - excess, fitting[-1].cost * (1 - 1e-9))
+            index = min(bisect.bisect_right(held, limit - rest), exceeds) - 1
+            if index <= fits:
+                break
+            cost = self.trial(self.points[index]).cost
+            rest = cost - held[index]  # the next prediction starts from what was measured
+            if cost <= limit:
+                fits = index
+            else:
+                exceeds = index
+        if fits < 0 and exceeds > 0 and self.trial(self.points[0]).cost <= limit:
+            fits = 0
+        if fits < 0:
+            least = self.trial(self.points[0]).cost
+            raise ValueError(
+                f"search: budget must be at least {least:.4g} {self.budget.cost}, which the "
+                f"cheapest plan takes, got {limit:g}"
+            )
+        return self.points[fits]
 
     def under_drop(self, drop: float) -> Point:
         """The cheapest plan, by bisection over the best ones, whose measured drop is allowed."""

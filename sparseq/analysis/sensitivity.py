@@ -69,10 +69,10 @@ class Sensitivity:
         labels = list(dict.fromkeys(row.candidate for row in self.rows))
         cells: dict[str, dict[str, str]] = defaultdict(dict)
         for row in self.rows:
-            cells[row.name][row.candidate] = f"{row.added:+.2g} ({decibel(row.sqnr)} dB)"
+            cells[row.name][row.candidate] = f"{row.added:+.2g} ({decibel(row.sqnr)})"
         body = [(name, "", *(held.get(b, "-") for b in labels)) for name, held in cells.items()]
         table = text_table(("layer", "", *labels), body)
-        return f"{self.loss}, float {self.float_loss:.4g}; added by each layer alone\n{table}"
+        return f"{self.loss}, float {self.float_loss:.4g}; added by each layer alone (SQNR, dB)\n{table}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -75,16 +75,14 @@ class Unit:
 
     @property
     def scheme(self) -> str:
-        """Such as W8A8, W4, float16, dense parts left out; with the sparsity, if it is known."""
+        """Such as W8A8, W4, A8 or float16; empty where only a mask is left."""
         layer = self.quantised.layer
         dtype = own_dtype(layer)
         if dtype is not None:
             return str(dtype).removeprefix("torch.")
         weight, input = _specs(layer)
         parts = (weight and f"W{weight.bits}", input and f"A{input.bits}")
-        mask = transform_of(layer, Mask)
-        text = "".join(part for part in parts if part)
-        return " ".join(part for part in (text, "masked" if mask is not None else "") if part)
+        return "".join(part for part in parts if part)
 
     @property
     def bits(self) -> int:
