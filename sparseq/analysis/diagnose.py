@@ -17,7 +17,7 @@ from sparseq.analysis.diagnosis import Diagnosis, DiagnosisRow, PartRow
 from sparseq.analysis.network import Network
 from sparseq.analysis.unit import PARTS, Pair, Unit
 from sparseq.flow.fold import batch_norms
-from sparseq.flow.prepare import prepare
+from sparseq.flow.prepare import layers_of, prepare
 from sparseq.nn import SparseQuantLayer
 from sparseq.spec import Layer, Plan
 
@@ -62,7 +62,7 @@ class _Run:
         touched = served(quantised)
         if not touched:
             raise ValueError("diagnose: quantised must be prepared or converted, got a float model")
-        known = dict(plain.named_modules())
+        known = layers_of(plain)
         names = [name for name in touched if name in known]
         self.notes = tuple(
             f"{name}: not compared, the float model has no such layer"

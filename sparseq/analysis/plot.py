@@ -92,7 +92,7 @@ def _decibel_bars(
         text = "exact" if value == math.inf else f"{value:.1f}"
         inside = length > 0.12 * greatest
         mark = marks[place] if marks else length
-        if not inside and length <= mark < length + 0.1 * greatest:
+        if not inside and length <= mark < length + 0.075 * greatest:
             length = mark
         axes.annotate(
             text,

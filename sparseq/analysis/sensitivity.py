@@ -72,7 +72,8 @@ class Sensitivity:
             cells[row.name][row.candidate] = f"{row.added:+.2g} ({decibel(row.sqnr)})"
         body = [(name, "", *(held.get(b, "-") for b in labels)) for name, held in cells.items()]
         table = text_table(("layer", "", *labels), body)
-        return f"{self.loss}, float {self.float_loss:.4g}; added by each layer alone (SQNR, dB)\n{table}"
+        title = f"{self.loss}, float {self.float_loss:.4g}; added by each layer alone (SQNR, dB)"
+        return f"{title}\n{table}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparseq.flow.convert import convert
 from sparseq.flow.precision import own_dtype
 from sparseq.flow.prepare import transform_of
-from sparseq.nn import SparseQuantLayer, integer_type
+from sparseq.nn import SparseQuantLayer, outputs_first
 from sparseq.quant import FakeQuantize
 from sparseq.reference import expand_channels
 from sparseq.sparse import Mask
@@ -155,7 +155,7 @@ class Unit:
             return Pair(_Rounded(self.plain.layer, rounding), self.plain.norm)
         folded = self._folded() if isinstance(self.quantised.norm, nn.Identity) else None
         source = self.plain if folded is None else folded
-        weight = _turned(self.plain.layer, source.layer.weight.detach().float())  # type: ignore[operator]
+        weight = outputs_first(self.plain.layer, source.layer.weight.detach().float())  # type: ignore[operator]
         packed = layer.packed()
         per_channel = packed.scale.dim() == 1
         axis = 0 if per_channel else None
@@ -171,12 +171,12 @@ class Unit:
             if not bool(masked.any()):
                 return None
             plain = copy.deepcopy(self.plain.layer)
-            kept = _turned(plain, plain.weight.detach()).masked_fill(masked, 0)  # type: ignore[operator]
-            plain.weight = nn.Parameter(_turned(plain, kept))
+            kept = outputs_first(plain, plain.weight.detach()).masked_fill(masked, 0)  # type: ignore[operator]
+            plain.weight = nn.Parameter(outputs_first(plain, kept))
             return Pair(plain, self.plain.norm)
         result = copy.deepcopy(source.layer)
         alone = torch.where(masked, (rounded - shift) * scale, packed.dequantize())
-        result.weight = nn.Parameter(_turned(result, alone).contiguous())
+        result.weight = nn.Parameter(outputs_first(result, alone).contiguous())
         return Pair(result, source.norm)
 
 
@@ -187,9 +187,3 @@ def _specs(layer: nn.Module) -> tuple[Any, Any]:
     weight, held = transform_of(layer, FakeQuantize), getattr(layer, "input_quantizer", None)
     plan: Layer = getattr(layer, "sparseq_layer", Layer())
     return (plan.weight if weight is None else weight.spec), None if held is None else held.spec
-
-
-def _turned(layer: nn.Module, weight: Tensor) -> Tensor:
-    """From a float layer's order of the weight to the stored one, outputs first, and back."""
-    turn = getattr(integer_type(layer), "outputs_first", None)
-    return weight if turn is None else turn(layer, weight)
