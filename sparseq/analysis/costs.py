@@ -53,8 +53,16 @@ def megabytes(networks: Mapping[str, nn.Module], names: list[str]) -> tuple[Cost
         for name in names
         for label, network in networks.items()
     }
-    label, network = next(iter(networks.items()))
-    rest = file_megabytes(network) - sum(costs[name, label] for name in names)
+    beside = {
+        label: file_megabytes(network) - sum(costs[name, label] for name in names)
+        for label, network in networks.items()
+    }
+    rest = min(beside.values())
+    # what a candidate's layers say of themselves in the header, in equal parts
+    costs = {
+        (name, label): cost + (beside[label] - rest) / len(names)
+        for (name, label), cost in costs.items()
+    }
     return costs, rest
 
 
