@@ -29,10 +29,8 @@ class Budget:
     def __post_init__(self) -> None:
         """Check the fields."""
         given = {
-            name: value
-            for name in ("drop", *COSTS)
-            if (value := getattr(self, name)) is not None
-        }  # fmt: skip
+            name: value for name in ("drop", *COSTS) if (value := getattr(self, name)) is not None
+        }
         if len(given) != 1:
             raise ValueError(
                 "Budget: exactly one of drop, megabytes and milliseconds must be given, "

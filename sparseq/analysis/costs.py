@@ -102,9 +102,7 @@ def milliseconds(
                 times[label] += latency.median_ms
         costs |= {(name, label): time for label, time in times.items()}
     whole = network_milliseconds(networks, example)
-    rests = [
-        whole[label] - sum(costs[name, label] for name in names) for label in networks
-    ]  # fmt: skip
+    rests = [whole[label] - sum(costs[name, label] for name in names) for label in networks]
     return costs, max(0.0, statistics.median(rests))
 
 

@@ -113,9 +113,7 @@ class _Search:
         candidates = Candidates("search", self.model, wanted, self.inputs)
         self.names = candidates.names
         self.options = {name: candidates.labels_of(name) for name in self.names}
-        self.table = measure(
-            self.model, candidates, self.batches, self.loss, progress, "search"
-        )  # fmt: skip
+        self.table = measure(self.model, candidates, self.batches, self.loss, progress, "search")
         fast = {b: convert(net, example) for b, net in candidates.networks.items()}
         costs, self.rest = self._costs(fast)
         added = {(row.name, row.candidate): max(0.0, row.added) for row in self.table.rows}

@@ -132,6 +132,29 @@ def test_a_size_is_met_and_beats_uniform_plans_of_that_size(digits):
     assert f"measured {size:.4g}" in str(found)
 
 
+def test_three_layers_by_three_candidates_against_brute_force():
+    torch.manual_seed(5)
+    parts = [nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 48), nn.ReLU(), nn.Linear(48, 64)]
+    model, x = nn.Sequential(*parts).eval(), torch.randn(64, 64)
+    table = sparseq.sensitivity(model, [x], SOME)
+    plans = {}
+    for labels in itertools.product(SOME, repeat=3):
+        chosen = dict(zip(("0", "2", "4"), labels, strict=True))
+        plan = Plan({name: SOME[label] for name, label in chosen.items()})
+        ready = sparseq.prepare(copy.deepcopy(model), plan)
+        if set(labels) != {"float32"}:
+            sparseq.calibrate(ready, [x])
+        error = sum(table.added(name, label) for name, label in chosen.items())
+        plans[labels] = file_megabytes(sparseq.convert(ready)), error
+    sizes = sorted(size for size, _ in plans.values())
+    for limit in np.linspace(sizes[0], sizes[-1], 5) + 1e-6:
+        found = sparseq.search(model, [x], SOME, budget=Budget(megabytes=float(limit)))
+        best = min((error, size) for size, error in plans.values() if size <= limit)
+        assert found.predicted_added == pytest.approx(best[0], rel=1e-6)
+        assert found.measured_cost <= limit
+        assert plans[tuple(found.choices.values())][1] == pytest.approx(best[0], rel=1e-6)
+
+
 def test_a_drop_is_met(digits):
     model, batches = digits
     found = sparseq.search(model, batches, SOME, budget=Budget(drop=0.4))
@@ -153,9 +176,7 @@ def test_a_metric_of_the_users_and_backing_off(digits):
         layers = [m for m in network.modules() if isinstance(m, sparseq.nn.SparseQuantLayer)]
         return 10.0 - sum(layer.weight_spec.bits == 4 for layer in layers)
 
-    found = sparseq.search(
-        model, batches[:1], SOME, budget=Budget(drop=2.0), evaluate=evaluate
-    )  # fmt: skip
+    found = sparseq.search(model, batches[:1], SOME, budget=Budget(drop=2.0), evaluate=evaluate)
     assert list(found.choices.values()).count("int4") <= 2
     assert found.metric >= 8 and found.float_metric == 10
     assert len(asked) == found.evaluated + 1 > 2

@@ -1,5 +1,6 @@
 """Layers that compute in 16 bits: prepare, convert, save, explain, export."""
 
+import copy
 import re
 import sys
 
@@ -189,6 +190,24 @@ def test_a_transformer_leaves_torchs_fused_path():
         fast = sparseq.convert(prepared)
         assert torch.equal(fast(x), prepared(x))
         assert not torch.equal(fast(x), exact)
+
+
+def test_a_whole_encoder(tmp_path):
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    encoder, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(2, 5, 16)
+    prepared = sparseq.prepare(copy.deepcopy(encoder), Plan({"*": Layer(dtype="float16")}))
+    with torch.no_grad():
+        fast = sparseq.convert(prepared)
+        wanted = fast(x)
+        assert torch.equal(wanted, prepared(x))
+        assert 0 < (wanted - encoder(x)).abs().max() < 0.01
+        sparseq.save(fast, tmp_path / "m.safetensors")
+        again = sparseq.load(tmp_path / "m.safetensors", copy.deepcopy(encoder))
+        assert torch.equal(again(x), wanted)
+        program = torch.export.export(fast, (x,))
+        assert torch.equal(program.module()(x), wanted)
+    rows = sparseq.explain(fast).rows
+    assert len(rows) == 12 and all(row.kernel == "float16" for row in rows)
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
