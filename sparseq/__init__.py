@@ -10,7 +10,8 @@ In short::
     export.onnx(model, example, "m.onnx")
 """
 
-from sparseq import bench, distill, export, nn, ops, quant, sparse
+from sparseq import analysis, bench, distill, export, nn, ops, quant, sparse
+from sparseq.analysis import Budget, Diagnosis, Found, Sensitivity, diagnose, search, sensitivity
 from sparseq.flow import (
     Explanation,
     calibrate,
@@ -29,15 +30,21 @@ __version__ = "0.1.0"
 __all__ = [
     "NM",
     "AdaRound",
+    "Budget",
+    "Diagnosis",
     "Explanation",
+    "Found",
     "Layer",
     "PTQReport",
     "Plan",
     "Quant",
+    "Sensitivity",
     "Unstructured",
+    "analysis",
     "bench",
     "calibrate",
     "convert",
+    "diagnose",
     "distill",
     "explain",
     "export",
@@ -49,5 +56,7 @@ __all__ = [
     "quant",
     "reestimate_batch_norms",
     "save",
+    "search",
+    "sensitivity",
     "sparse",
 ]

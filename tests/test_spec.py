@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseq import NM, Layer, Plan, Quant, Unstructured
+from sparseq.spec import DTYPES
 
 quants = st.builds(
     Quant,
@@ -34,7 +35,7 @@ layers = st.builds(
     weight=st.none() | quants,
     input=st.none() | inputs,
     sparsity=st.none() | nms | unstructured,
-)
+) | st.builds(Layer, sparsity=st.none() | nms | unstructured, dtype=st.sampled_from(DTYPES))
 plans = st.builds(Plan, st.dictionaries(st.text(), st.none() | layers, min_size=1))
 
 
@@ -100,6 +101,16 @@ def test_group_size_implies_axis_0():
         (lambda: Layer(sparsity=0.5), "sparsity must be NM, Unstructured or None, got 0.5"),
         (lambda: Layer(input=Quant(axis=0)), "input must be per tensor"),
         (lambda: Layer(input=Quant(group_size=8)), "input must be per tensor"),
+        (
+            lambda: Layer(dtype="half"),
+            r"dtype must be one of \('float16', 'bfloat16', 'float32'\) or None, got 'half'",
+        ),
+        (lambda: Layer(dtype=16), "Layer: dtype must be one of .* got 16"),
+        (
+            lambda: Layer(weight=Quant(), dtype="float16"),
+            "Layer: dtype must be None where weight or input is quantised, got 'float16'",
+        ),
+        (lambda: Layer(input=Quant(), dtype="float32"), "dtype must be None where"),
         (lambda: Plan({}), "Plan: rules must be a mapping with at least one pattern"),
         (lambda: Plan(None), "rules must be a mapping"),
         (lambda: Plan([("*", None)]), "rules must be a mapping"),
@@ -129,6 +140,9 @@ def test_bad_values_are_named(build, text):
         '{"version": 1, "rules": {"*": ["weight"]}}',
         '{"version": 1, "rules": {"*": {"bias": null}}}',
         '{"version": 1, "rules": {"*": {"weight": null}}}',
+        '{"version": 1, "rules": {"*": {"dtype": null}}}',
+        '{"version": 1, "rules": {"*": {"dtype": "int8"}}}',
+        '{"version": 1, "rules": {"*": {"dtype": ["float16"]}}}',
         '{"version": 1, "rules": {"*": {"weight": {"bits": 8}}}}',
         '{"version": 1, "rules": {"*": {"weight": {"type": "Thing"}}}}',
         '{"version": 1, "rules": {"*": {"weight": {"type": []}}}}',
@@ -182,6 +196,11 @@ def test_a_pattern_without_a_layer_is_an_error(pattern):
     text = re.escape(f"pattern {pattern!r} matches no layer; the layers are stem, ")
     with pytest.raises(ValueError, match=text):
         Plan({"*": A, pattern: None}).match(NAMES)
+
+
+def test_json_of_a_plan_without_dtype_is_as_it_always_was():
+    text = Plan({"*": Layer(sparsity=NM(2, 4))}).to_json()
+    assert json.loads(text)["rules"]["*"] == {"sparsity": {"type": "NM", "n": 2, "m": 4}}
 
 
 def test_sparsity_of_nm():

@@ -57,7 +57,7 @@ def plan_of(model: nn.Module, prepared: nn.Module) -> Plan | None:
             held: Layer = module.sparseq_layer
             quantizer = getattr(module, "input_quantizer", None)
             spec = quantizer.spec if isinstance(quantizer, FakeQuantize) else None
-            rules[name] = Layer(held.weight, spec, masks.get(name))
+            rules[name] = Layer(held.weight, spec, masks.get(name), held.dtype)
     return Plan(rules) if rules else None
 
 

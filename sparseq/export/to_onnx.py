@@ -17,7 +17,7 @@ from sparseq.export.opsets import OPSETS, oldest_format, to_opset
 from sparseq.export.require import require
 from sparseq.export.trace import DOMAIN, EXPORTERS, trace
 from sparseq.export.translate import TARGETS
-from sparseq.export.view import as_converted, check_tensorrt, quantised_layers
+from sparseq.export.view import as_converted, check_tensorrt, check_types, quantised_layers
 from sparseq.files import atomic_path
 
 DEFAULT_OPSET = 21  # the first with INT4
@@ -111,6 +111,7 @@ def onnx(
         path
     ) as temporary:  # first of all: a path that cannot be written fails at once
         integer = as_converted(model)
+        check_types(integer, target)
         if target == "tensorrt":
             check_tensorrt(integer)
         built, calls = _build(

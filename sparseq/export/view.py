@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 from sparseq.flow.convert import convert
+from sparseq.flow.precision import own_dtype
 from sparseq.nn import SparseQuantLayer, SparseQuantLinear
-from sparseq.quant import FakeQuantize
+from sparseq.quant import Cast, FakeQuantize
 from sparseq.spec import Quant
 
 
@@ -25,7 +27,7 @@ def quantised_by_rows(layer: SparseQuantLayer) -> bool:
 
 def as_converted(model: nn.Module) -> nn.Module:
     """The model with integer layers where it was prepared; a converted or float one as it is."""
-    prepared = any(isinstance(m, FakeQuantize) for m in model.modules())
+    prepared = any(isinstance(m, (Cast, FakeQuantize)) for m in model.modules())
     return convert(model) if prepared and not quantised_layers(model) else model
 
 
@@ -37,6 +39,16 @@ def _grids(model: nn.Module) -> Iterator[tuple[str, str, Quant]]:
                 yield name, "input", module.input_spec
         elif isinstance(module, FakeQuantize):
             yield name.removesuffix(".input_quantizer"), "input", module.spec
+
+
+def check_types(model: nn.Module, target: str) -> None:
+    """ValueError, naming the layer, where a target has no kernels for the type of a layer."""
+    for name, module in model.named_modules():
+        if own_dtype(module) == torch.bfloat16 and target == "onnxruntime":
+            raise ValueError(
+                "export.onnx: target 'onnxruntime' has no bfloat16 kernels on a CPU: "
+                f"{name} computes in it; use float16"
+            )
 
 
 def check_tensorrt(model: nn.Module) -> None:

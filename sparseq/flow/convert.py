@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparseq.flow.fold import affine_of, batch_norms
+from sparseq.flow.precision import lift, own_dtype, store
 from sparseq.flow.prepare import (
     layers_of,
     leave_fused_paths,
@@ -53,6 +54,9 @@ def _bake(layer: nn.Module) -> None:
 def _integer_layer(name: str, layer: nn.Module) -> SparseQuantLayer | str:
     """The integer module for a prepared layer, or why it stays float."""
     quantizer = transform_of(layer, FakeQuantize)
+    dtype = own_dtype(layer)
+    if dtype is not None:
+        return f"{str(dtype).removeprefix('torch.')} by the plan"
     if quantizer is None:
         return getattr(layer, "sparseq_reason", "no weight quantiser in the plan")
     kind = integer_type(layer)
@@ -107,7 +111,8 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
 
     A batch norm that directly follows a layer becomes part of its scales and bias: the integers
     stay as trained, so zeros stay zeros and no rounding is added. What cannot run on integers
-    computes in float on the same fake-quantised weight; `explain` says which and why.
+    computes in float on the same fake-quantised weight; `explain` says which and why. Layers with a
+    dtype keep their parameters in it, rounded after the batch norm became part of them.
 
     Args:
         model: prepared, and calibrated or trained; not changed.
@@ -118,7 +123,7 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         A new model in eval mode.
 
     Raises:
-        ValueError: an input without a range.
+        ValueError: an input without a range, or a weight too large for its layer's dtype.
     """
     fast = copy.deepcopy(model).eval()
     pairs, untraced = batch_norms(fast)
@@ -126,6 +131,7 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         swapped = _integer_layer(name, layer)
         if isinstance(swapped, str):
             if parametrize.is_parametrized(layer, "weight"):
+                lift(layer)
                 _bake(layer)
             layer.sparseq_reason = swapped  # type: ignore[assignment]
         else:
@@ -133,6 +139,10 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     for name, norm in pairs.items():
         _fold(fast.get_submodule(name), *affine_of(fast.get_submodule(norm)))
         set_module(fast, norm, nn.Identity())
+    for name, layer in layers_of(fast).items():
+        dtype = own_dtype(layer)
+        if dtype is not None:  # rounded once, with the batch norm in it
+            store(name, layer, dtype)
     leave_fused_paths(fast)
     if untraced:
         fast.sparseq_unfolded = f"batch norms stay in float: {untraced}"  # type: ignore[assignment]

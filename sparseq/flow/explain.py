@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import sparseq._C as core
+from sparseq.flow.precision import emulated, own_dtype
 from sparseq.flow.prepare import layers_of, refusal_to_prepare, sparsity_refusal, transform_of
 from sparseq.nn import SparseQuantEmbedding, SparseQuantLayer
 from sparseq.quant import FakeQuantize
@@ -89,8 +90,16 @@ def _float_row(name: str, layer: nn.Module) -> Row:
         notes.append(f"dense: {dense}")
     if plan.input is not None and isinstance(layer, nn.Embedding):
         notes.append("its input are indices: not quantised")
+    dtype = own_dtype(layer)
+    if dtype is not None:
+        kind = str(dtype).removeprefix("torch.")
+        notes.append(f"computes in {kind}, by the plan")
+        if emulated(dtype, weight.device):
+            notes.append(
+                f"this CPU has no {kind} products: torch emulates them, slower than float32"
+            )
     reason = getattr(layer, "sparseq_reason", refusal_to_prepare(layer))
-    if reason:
+    if reason and dtype is None:
         notes.append(f"float: {reason}")
     if not notes:
         notes.append("float: not in the plan")

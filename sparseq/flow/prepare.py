@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sparseq.flow.precision import attach_dtype
 from sparseq.nn import (
     INTEGER_LAYERS,
     MultiheadAttention,
@@ -185,18 +186,35 @@ def attach(name: str, layer: nn.Module, wanted: Layer) -> list[tuple[Mask, Tenso
             layer.register_forward_hook(_forget_input, with_kwargs=True)
         watcher = _input_quantizer(layer, wanted.input).to(weight.device)
         layer.input_quantizer = watcher.train(layer.training)
+    if wanted.dtype is not None:
+        attach_dtype(layer, wanted.dtype)
     layer.sparseq_layer = _merged(getattr(layer, "sparseq_layer", Layer()), wanted)  # type: ignore[assignment]
     return new
 
 
 def _merged(old: Layer, new: Layer) -> Layer:
-    return Layer(new.weight or old.weight, new.input or old.input, new.sparsity or old.sparsity)
+    return Layer(
+        new.weight or old.weight,
+        new.input or old.input,
+        new.sparsity or old.sparsity,
+        new.dtype or old.dtype,
+    )
+
+
+def _check_joins(name: str, layer: nn.Module, wanted: Layer) -> None:
+    """ValueError where a Layer does not go with what a prepared layer has."""
+    held: Layer = getattr(layer, "sparseq_layer", Layer())
+    try:
+        _merged(held, wanted)
+    except ValueError as error:
+        raise ValueError(f"prepare: {name} is prepared with {held} already: {error}") from None
 
 
 def prepare(model: Model, plan: Plan) -> Model:
     """Hang masks and fake-quantisers on a model's layers, in place; the weights stay float.
 
-    A layer computes on `fake_quantize(mask(weight))` and `fake_quantize(input)` from then on. Masks
+    A layer computes on `fake_quantize(mask(weight))` and `fake_quantize(input)` from then on, or in
+    the plan's dtype (autocast, where it is on, has the last word on that). Masks
     are ranked at once (a PruningSchedule starts them over). Build the optimizer after this. On a
     prepared model new transforms join those that are there.
 
@@ -225,6 +243,7 @@ def prepare(model: Model, plan: Plan) -> Model:
                 f"prepare: {name}: weight must be one parameter, got a parametrisation of several "
                 "(weight_norm?): remove it first"
             )
+        _check_joins(name, layers[name], wanted)
         if wanted.weight is not None:
             weight = outputs_first(layers[name], original_weight(layers[name]))
             _weight_quantizer(name, weight, wanted.weight)

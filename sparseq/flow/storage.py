@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sparseq.files import atomic_path
 from sparseq.flow.convert import set_module
 from sparseq.flow.encodings import decode, encode
+from sparseq.flow.precision import own_dtype, restore
 from sparseq.flow.prepare import attach, layers_of, leave_fused_paths, take_attentions
 from sparseq.nn import InputGrid, MultiheadAttention, SparseQuantLayer, integer_type, outputs_first
 from sparseq.packed import PackedWeight
@@ -31,7 +32,7 @@ VERSION = 1
 
 def _structure(model: nn.Module) -> dict[str, Any]:
     """What `load` must do to a float model before its tensors fit."""
-    integer, prepared, states = {}, {}, {}
+    integer, prepared, floats, states = {}, {}, {}, {}
     for name, module in model.named_modules():
         if isinstance(module, SparseQuantLayer):
             integer[name] = {
@@ -47,6 +48,8 @@ def _structure(model: nn.Module) -> dict[str, Any]:
             prepared[name] = module.sparseq_layer.to_dict()
         elif hasattr(module, "input_quantizer"):  # converted, but in float
             prepared[name] = Layer(input=module.input_quantizer.spec).to_dict()
+        elif own_dtype(module) is not None:
+            floats[name] = str(own_dtype(module)).removeprefix("torch.")
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             states[name] = value
@@ -57,6 +60,7 @@ def _structure(model: nn.Module) -> dict[str, Any]:
         "version": VERSION,
         "integer": integer,
         "prepared": prepared,
+        "floats": floats,
         "states": states,
         "identities": identities,
         "biased": biased,
@@ -143,6 +147,11 @@ def _restore_structure(model: Model, header: dict[str, Any]) -> Model:
         if layer.bias is None:
             weight: Tensor = layer.weight
             layer.bias = nn.Parameter(weight.new_zeros(len(outputs_first(layer, weight))))
+    for name, dtype in header.get("floats", {}).items():  # files of earlier versions have none
+        wanted = Layer(dtype=dtype)
+        restore(name, layers[name], getattr(torch, dtype))
+        layers[name].sparseq_layer = wanted  # type: ignore[assignment]
+        layers[name].sparseq_reason = f"{dtype} by the plan"  # type: ignore[assignment]
     leave_fused_paths(model)
     return model
 
@@ -201,4 +210,4 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         raise ValueError(f"load: {str(path)!r} does not fit this model: {detail}") from error
     model = _restore_structure(model, header)
     model.load_state_dict(state)
-    return model.eval() if header["integer"] else model
+    return model.eval() if header["integer"] or header.get("floats") else model

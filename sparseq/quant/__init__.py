@@ -1,5 +1,6 @@
 """Quantisation: observers, the fake-quantising transform, and freezing."""
 
+from sparseq.quant.cast import Cast
 from sparseq.quant.dynamic import DynamicQuantize
 from sparseq.quant.fake_quantize import FakeQuantize
 from sparseq.quant.fit import fitted_range, range_of_values
@@ -15,6 +16,7 @@ from sparseq.quant.schedule import (
 )
 
 __all__ = [
+    "Cast",
     "DynamicQuantize",
     "FakeQuantize",
     "HistogramObserver",

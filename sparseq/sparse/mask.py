@@ -25,6 +25,7 @@ class Mask(nn.Module):
 
     Attributes:
         mask: bool, the weight's shape; True is kept.
+        enabled: False passes the weight through unchanged.
     """
 
     mask: Tensor
@@ -32,10 +33,13 @@ class Mask(nn.Module):
     def __init__(self, spec: Sparsity, weight: Tensor, swap: SwapChannels | None = None) -> None:
         super().__init__()
         self.spec, self.swap = spec, swap
+        self.enabled = True
         self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Zero what is masked; masked infinities and NaN too."""
+        if not self.enabled:
+            return weight
         return torch.where(self.mask, weight, torch.zeros_like(weight))
 
     def ordered(self, weight: Tensor) -> Tensor:

@@ -108,3 +108,12 @@ def test_masks_do_not_follow_gradients_and_are_state():
     mask = Mask(NM(), torch.randn(4, 4))
     assert list(mask.state_dict()) == ["mask"] and not list(mask.parameters())
     assert "NM(n=2, m=4)" in repr(mask)
+
+
+def test_a_mask_that_is_switched_off():
+    weight = torch.randn(4, 8)
+    mask = Mask(NM(2, 4), weight)
+    mask.mask.copy_(nm_mask(weight))
+    assert int((mask(weight) == 0).sum()) == 16
+    mask.enabled = False
+    assert mask(weight) is weight
