@@ -28,7 +28,9 @@ def forget_input(y: Any, output: Any) -> None:
     Nothing happens where y is not what the layer saved (under autocast it saves a copy), where
     other hooks have the saved tensors (checkpointing, offloading) or where nothing is recorded.
     """
-    if torch.compiler.is_compiling() or not (isinstance(y, Tensor) and isinstance(output, Tensor)):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    if not (isinstance(y, Tensor) and isinstance(output, Tensor)):
         return
     made, node = y.grad_fn, _under_views(output.grad_fn)
     if made is None or node is None or not is_fake_quantize(made):
