@@ -137,9 +137,7 @@ def set_weight(quantizer: FakeQuantize, grid: Grid, factor: Tensor | None, follo
         scale = scale / torch.where(magnitude > 0, magnitude, torch.ones_like(magnitude))
         zero_point = zero_point.expand(scale.shape)
     shape = quantizer.scale.shape
-    _settle(
-        quantizer, scale.reshape(shape), zero_point.reshape(shape), not follow, grid.enabled
-    )
+    _settle(quantizer, scale.reshape(shape), zero_point.reshape(shape), not follow, grid.enabled)
 
 
 def _settle(

@@ -1,4 +1,4 @@
-"""Whose output each layer reads: one run of a torch.ao model, values followed by tensor identity."""
+"""Whose output each layer reads: one run of a model, values followed by tensor identity."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ class _Tags(TorchFunctionMode):
         self.held += tensors
         return tensors
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
         given = self.hold(args[0]) if args else []
@@ -85,7 +83,6 @@ def follow(
     """
     from torch.ao.quantization import disable_observer
 
-    # recorded before the copy: an Identity that stands for an observer is no follower
     model = copy.deepcopy(model).eval()
     model.apply(disable_observer)  # ranges stay
     modules = dict(model.named_modules())

@@ -1,4 +1,4 @@
-"""`from_torch_ao`: a model trained under torch.ao.quantization becomes one that sparseq prepared."""
+"""`from_torch_ao`: a model of torch.ao.quantization becomes one that sparseq prepared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from sparseq.flow.convert import set_module
@@ -70,9 +69,10 @@ def from_torch_ao(
         Krishnamoorthi 2018, section 3.2.2 (rounding the weight times the batch norm's factor).
     """
     if isinstance(model, fx.GraphModule) or not isinstance(model, nn.Module):
+        kind = "a torch.fx GraphModule" if isinstance(model, nn.Module) else type(model).__name__
         raise TypeError(
             "from_torch_ao: model must be one of torch.ao's eager prepare or prepare_qat, got "
-            f"{type(model).__name__}"
+            f"{kind}"
         )
     found, problems = _layers(model)
     observers = _observers(model)
@@ -136,14 +136,17 @@ def _observers(model: nn.Module) -> dict[str, nn.Module]:
 
 def _layers(model: nn.Module) -> tuple[dict[str, _Found], list[str]]:
     """The quantised layers by name, and what sparseq has no layer for."""
-    from torch.ao.nn import intrinsic, quantized
+    from torch.ao.nn import quantized
+    from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
     found: dict[str, _Found] = {}
     problems = []
     inside: set[str] = set()
+    module: Any
     for name, module in model.named_modules():
         if name in inside:
             continue
+        whole: Any = module  # as isinstance would narrow it to an object
         kind = type(module).__name__
         prefix = f"{name}." if name else ""
         observed = "activation_post_process" in module._modules
@@ -156,27 +159,31 @@ def _layers(model: nn.Module) -> tuple[dict[str, _Found], list[str]]:
             if plain is None:
                 problems.append(f"{name} is a {kind}, which sparseq does not quantise")
                 continue
-            norm = module._modules.get("bn")
-            relu = nn.ReLU() if "ReLU" in kind else None
+            norm: nn.Module | None = module._modules.get("bn")
+            relu: nn.Module | None = nn.ReLU() if "ReLU" in kind else None
             frozen = bool(getattr(module, "freeze_bn", False))
             found[name] = _Found(plain, norm, relu, module.weight_fake_quant, frozen)
             inside |= {f"{prefix}{n}" for n, _ in module.named_modules() if n}
-        elif isinstance(module, intrinsic._FusedModule):
+        elif isinstance(module, _FusedModule):
             inside |= {f"{prefix}{n}" for n, _ in module.named_modules() if n}
-            parts = [m for n, m in module.named_children() if n != "activation_post_process"]
+            parts: list[Any] = [
+                m for n, m in module.named_children() if n != "activation_post_process"
+            ]
+            layer: Any = parts[0]
             if isinstance(parts[0], tuple(INTEGER_LAYERS)) and observed:
                 norms = [m for m in parts if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-                norm, relu = (norms or [None])[0], parts[-1] if "ReLU" in kind else None
-                observer = _weight_observer(module, parts[0])
-                found[name] = _Found(parts[0], norm, relu, observer, False)
+                norm = norms[0] if norms else None
+                relu = parts[-1] if "ReLU" in kind else None
+                observer = _weight_observer(module, layer)
+                found[name] = _Found(layer, norm, relu, observer, False)
             else:
                 problems.append(f"{name} is a {kind}, which sparseq does not quantise")
-        elif isinstance(module, tuple(INTEGER_LAYERS)) and observed:
-            found[name] = _Found(module, None, None, _weight_observer(module, module), False)
+        elif observed and isinstance(module, tuple(INTEGER_LAYERS)):
+            found[name] = _Found(whole, None, None, _weight_observer(whole, whole), False)
     return found, problems
 
 
-def _weight_observer(module: Any, layer: nn.Module) -> Any:
+def _weight_observer(module: Any, layer: Any) -> Any:
     """torch.ao's `prepare` observes a weight only when it converts: so here."""
     observer = module.qconfig.weight()
     observer(layer.weight)
@@ -188,12 +195,12 @@ def _plain(module: Any) -> nn.Module | None:
     layer: nn.Module
     bias, weight = module.bias is not None, module.weight
     where = {"device": weight.device, "dtype": weight.dtype}
-    if not isinstance(module, tuple(INTEGER_LAYERS)):
+    kind: Any = next((k for k in INTEGER_LAYERS if isinstance(module, k)), None)
+    if kind is None:
         return None
-    if isinstance(module, nn.Linear):
+    if kind is nn.Linear:
         layer = nn.Linear(module.in_features, module.out_features, bias, **where)
     else:
-        kind = next(k for k in INTEGER_LAYERS if isinstance(module, k))
         layer = kind(
             module.in_channels,
             module.out_channels,

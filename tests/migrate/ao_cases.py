@@ -1,6 +1,7 @@
 """Models under torch.ao.quantization's eager flow, as its lesson has them."""
 
 import copy
+import functools
 import warnings
 
 import torch
@@ -47,6 +48,7 @@ def quietly(function, *args, **kwargs):
         warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
         warnings.filterwarnings("ignore", "Please use quant_min and quant_max", UserWarning)
         warnings.filterwarnings("ignore", "must run observer", UserWarning)
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
         return function(*args, **kwargs)
 
 
@@ -63,16 +65,22 @@ def train(model, data, epochs, rate=3e-3):
 
 def prepare_qat(model, backend="fbgemm", fused=FUSED):
     model.train().qconfig = quietly(tq.get_default_qat_qconfig, backend)
-    return quietly(tq.prepare_qat, tq.fuse_modules_qat(model, fused))
+    return quietly(tq.prepare_qat, tq.fuse_modules_qat(model, fused) if fused else model)
+
+
+@functools.cache
+def learned(data, residual):
+    torch.manual_seed(0)
+    model = Lesson(residual)
+    train(model, data, 8)
+    return model
 
 
 def trained(data, backend="fbgemm", residual=True):
-    """A float model of two epochs, and torch.ao's of one more."""
-    torch.manual_seed(0)
-    model = Lesson(residual)
-    train(model, data, 2)
+    """A float model of eight epochs, and torch.ao's of two more."""
+    model = learned(data, residual)
     qat = prepare_qat(copy.deepcopy(model), backend)
-    train(qat, data, 1, 1e-3)
+    train(qat, data, 2, 1e-3)
     qat.apply(tq.disable_observer)
     qat.apply(torch.ao.nn.intrinsic.qat.freeze_bn_stats)
     return model, qat.eval()
@@ -96,6 +104,13 @@ def outputs(model, data):
     with torch.no_grad():
         logits = torch.cat([model(x) for x, _ in data.test_batches()])
     return logits, float((logits.argmax(1) == data.y_test).float().mean())
+
+
+def factor(module):
+    """What the batch norm in a fused module multiplies each channel by."""
+    if not hasattr(module, "bn"):
+        return torch.ones(module.weight.shape[0])
+    return (module.bn.weight / torch.sqrt(module.bn.running_var + module.bn.eps)).detach()
 
 
 def relative(a, b):

@@ -40,11 +40,11 @@ def weight_quantizer(model, name):
 
 def test_accuracy_is_the_same_and_outputs_are_close(theirs, digits):
     wanted, right = cases.outputs(theirs, digits)
-    assert right > 0.85
+    assert right > 0.9
     ours = take_over(theirs, digits.example)
     got, ours_right = cases.outputs(ours, digits)
     assert abs(ours_right - right) <= 0.008  # 4 of 500
-    assert cases.relative(got, wanted) < 0.04
+    assert cases.relative(got, wanted) < 0.06
     fast = convert(ours)
     converted, fast_right = cases.outputs(fast, digits)
     assert abs(fast_right - right) <= 0.008
@@ -52,16 +52,22 @@ def test_accuracy_is_the_same_and_outputs_are_close(theirs, digits):
 
 
 def test_without_a_residual_the_numbers_are_theirs(digits):
-    """Only their last rounding is missing, and -128 of the weights."""
+    """Where no weight of theirs is rounded to -128, only their last rounding is missing."""
     _, theirs = cases.trained(digits, residual=False)
+    for module in theirs.modules():
+        if hasattr(module, "weight_fake_quant"):
+            limit = 127 * module.weight_fake_quant.scale / cases.factor(module).abs()
+            limit = limit.reshape([-1] + [1] * (module.weight.dim() - 1))
+            module.weight.data.copy_(module.weight.detach().clamp(-limit, limit))
     ours = take_over(theirs, digits.example, reduce_range=True)
-    grid = theirs.fc2.activation_post_process
     wanted, _ = cases.outputs(theirs, digits)
     got, _ = cases.outputs(ours, digits)
-    steps = ((got - wanted) / grid.scale).abs()
-    inside = wanted.abs() < 0.95 * wanted.abs().max()  # theirs saturates
-    assert float(steps[inside].quantile(0.99)) < 2.5
-    assert float(steps[inside].mean()) < 0.5  # 0.25 is their rounding alone
+    with torch.no_grad():
+        rounded = theirs.fc2.activation_post_process(got)
+    step = float(theirs.fc2.activation_post_process.scale)
+    steps = ((rounded - wanted) / step).abs()
+    # a value on the edge of two steps may tip over and travel on
+    assert float(steps.max()) < 3.5 and float((steps > 0.5).float().mean()) < 0.05
 
 
 def test_the_eighth_bit_is_no_worse(theirs, digits):
@@ -102,14 +108,12 @@ def test_weights_come_back_unfused_on_the_same_grid(theirs, digits):
     for name in ("conv1", "conv2", "conv3", "fc1", "fc2"):
         source = theirs.get_submodule(name)
         testing.assert_equal(layers_of(ours)[name].parametrizations.weight.original, source.weight)
-        factor = torch.ones(source.weight.shape[0])
-        if hasattr(source, "bn"):
-            factor = source.bn.weight / torch.sqrt(source.bn.running_var + source.bn.eps)
+        factor = cases.factor(source)
         shape = [-1] + [1] * (source.weight.dim() - 1)
         with torch.no_grad():
             wanted = source.weight_fake_quant(source.weight * factor.reshape(shape))
         got = layers_of(ours)[name].weight.detach() * factor.reshape(shape)
-        step = source.weight_fake_quant.scale.reshape(shape)
+        wanted, step = wanted.detach(), source.weight_fake_quant.scale.reshape(shape)
         # where theirs is -128, ours is -127; a product on the edge of two steps may tip over
         lowest = wanted <= -127.5 * step
         assert float(((got - wanted) / step).abs()[~lowest].max()) < 1.01
@@ -192,6 +196,9 @@ def test_saved_models(theirs, digits, tmp_path):
     fresh.load_state_dict(torch.load(file, weights_only=True))
     testing.assert_equal(take_over(fresh.eval(), example)(example), wanted(example))
     file = io.BytesIO()
+    theirs = copy.deepcopy(theirs)
+    for module in theirs.modules():
+        module.qconfig = None  # torch.ao's hold functions that cannot be pickled
     torch.save(theirs, file)
     file.seek(0)
     whole = take_over(torch.load(file, weights_only=False), example)
@@ -214,7 +221,8 @@ def test_a_fused_module_without_places_becomes_a_sequence():
     ours = take_over(theirs.eval(), x)
     assert [type(m).__name__ for m in ours[1]] == ["ParametrizedConv2d", "BatchNorm2d"]
     theirs.apply(tq.disable_observer)
-    assert cases.relative(ours(x), theirs(x)) < 0.05
+    with torch.no_grad():
+        assert cases.relative(ours(x), theirs(x)) < 0.05
 
 
 def test_negative_and_zero_factors():
@@ -228,9 +236,9 @@ def test_negative_and_zero_factors():
     theirs.eval().apply(tq.disable_observer)
     ours = take_over(theirs, x)
     step = theirs[1].activation_post_process.scale
-    assert float((ours(x) - theirs(x)).abs().max() / step) < 1.5
-    assert float((convert(ours)(x) - ours(x)).abs().max() / step) < 0.1
     with torch.no_grad():
+        assert float((ours(x) - theirs(x)).abs().max() / step) < 1.5
+        assert float((convert(ours)(x) - ours(x)).abs().max() / step) < 0.1
         theirs[1].bn.weight[1] = 0
     assert bool(take_over(theirs, x)(x).isfinite().all())
 
@@ -242,7 +250,8 @@ def test_a_wrapper_goes(digits):
     ours = take_over(theirs.eval(), digits.example)
     assert type(ours) is nn.Sequential
     theirs.apply(tq.disable_observer)
-    assert cases.relative(ours(digits.example), theirs(digits.example)) < 0.05
+    with torch.no_grad():
+        assert cases.relative(ours(digits.example), theirs(digits.example)) < 0.05
 
 
 # --- what cannot be taken over ---
@@ -280,7 +289,7 @@ def test_all_problems_in_one_error():
         (
             lambda: torch.fx.symbolic_trace(nn.Linear(4, 4)),
             TypeError,
-            "eager prepare or prepare_qat, got GraphModule",
+            "eager prepare or prepare_qat, got a torch.fx GraphModule",
         ),
         (
             lambda: observed(tq.QuantStub(), nn.Linear(4, 4)),
