@@ -15,7 +15,7 @@ from sparseq.migrate.functional import Functional
 from sparseq.migrate.grids import Grid, input_spec, read_grid, set_input, set_weight, weight_spec
 from sparseq.migrate.producers import follow
 from sparseq.nn import INTEGER_LAYERS
-from sparseq.quant import FakeQuantize
+from sparseq.quant import FakeQuantize, freeze_batch_norms
 from sparseq.spec import Layer
 
 
@@ -220,10 +220,6 @@ def _plain(module: Any) -> nn.Module | None:
     return layer.train(module.training)
 
 
-def _stay_in_eval(norm: nn.Module, args: Any) -> None:
-    norm.training = False
-
-
 def _take_apart(
     model: nn.Module, name: str, entry: _Found, places: list[str]
 ) -> tuple[nn.Module, str]:
@@ -233,9 +229,10 @@ def _take_apart(
         The model, and the layer's name.
     """
     if entry.frozen_norm and entry.norm is not None:
-        entry.norm.register_forward_pre_hook(_stay_in_eval)
-    training = entry.layer.training
-    rest = [part.train(training) for part in (entry.norm, entry.relu) if part is not None]
+        freeze_batch_norms(entry.norm)
+    rest = [part for part in (entry.norm, entry.relu) if part is not None]
+    for part in rest:
+        part.train(entry.layer.training and not (entry.frozen_norm and part is entry.norm))
     if len(places) < len(rest):  # it was built fused
         return set_module(model, name, nn.Sequential(entry.layer, *rest)), f"{name}.0"
     model = set_module(model, name, entry.layer)
