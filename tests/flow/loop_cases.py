@@ -8,9 +8,7 @@ from sparseq import Layer, Plan, Quant, prepare
 
 PLANS = {
     "minmax": Layer(weight=Quant(axis=0), input=Quant(symmetric=False)),
-    "moving": Layer(
-        weight=Quant(axis=0), input=Quant(symmetric=False, observer="moving_average")
-    ),
+    "moving": Layer(weight=Quant(axis=0), input=Quant(symmetric=False, observer="moving_average")),
     "learned": Layer(
         weight=Quant(axis=0, learned=True), input=Quant(symmetric=False, learned=True)
     ),

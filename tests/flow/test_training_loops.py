@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from sparseq import calibrate, convert, testing
+from sparseq import Plan, calibrate, convert, prepare, testing
 from sparseq.flow.prepare import input_quantizers
 from sparseq.quant import FakeQuantize, freeze_observers
 
@@ -51,33 +51,38 @@ def test_autocast(plan, dtype):
     assert float((fast - again).detach().abs().max()) < 0.02 * float(again.detach().abs().max())
 
 
-def test_a_step_that_the_scaler_skips_changes_nothing_but_the_scale():
+def test_a_step_that_the_scaler_skips():
     model = cases.network()
     optimizer = cases.adam(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     x, y = cases.batch(0)
     cases.step(model, optimizer, x, y)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    grid = {n: q.scale.clone() for n, q in input_quantizers(model).items()}
     optimizer.zero_grad()
     with torch.autocast("cpu", dtype=torch.float16):
-        loss = F.cross_entropy(model(x), y) * 1e6  # more than float16 has room for
+        loss = F.cross_entropy(model(x).float() * 1e30, y) * 1e10
     scaler.scale(loss).backward()
-    next(model.parameters()).grad.fill_(float("inf"))
     scaler.step(optimizer)
     scaler.update()
     assert scaler.get_scale() == 2.0**15
     assert_same(before, {n: p.detach() for n, p in model.named_parameters()})
-    assert_same(grid, {n: q.scale for n, q in input_quantizers(model).items()})
 
 
-def test_a_batch_of_nan_leaves_the_grids():
-    model = cases.network("moving")
+@pytest.mark.parametrize("plan", ["minmax", "moving"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_batch_that_overflowed_leaves_the_grid(plan, value):
+    """float16 overflows now and then; GradScaler skips the step, and the ranges must survive it."""
+    model = cases.network(plan)
     x, y = cases.batch(0)
     cases.step(model, cases.adam(model), x, y)
-    grid = {n: q.scale.clone() for n, q in input_quantizers(model).items()}
-    model(torch.full_like(x, float("nan")))
-    assert_same(grid, {n: q.scale for n, q in input_quantizers(model).items()})
+    quantizer = input_quantizers(model)["first.0"]
+    before = quantizer.scale.clone(), quantizer.observer.high.clone()
+    x = x.clone()
+    x[0, 0, 0, 0] = float(value)
+    model(x)
+    testing.assert_equal(quantizer.scale, before[0])
+    testing.assert_equal(quantizer.observer.high, before[1])
+    assert all(bool(v.isfinite().all()) for v in cases.state(model).values())
 
 
 # --- gradient checkpointing ---
@@ -101,8 +106,32 @@ def test_checkpointing_is_the_plain_run(plan):
         assert_same(cases.state(plain), cases.state(again))
 
 
+class Twice(torch.nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        return self.block(self.block(x) * 3)
+
+
+def test_checkpointing_a_layer_that_runs_twice():
+    def network():
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(6, 6)
+        return prepare(Twice(layer), Plan({"*": cases.PLANS["moving"]}))
+
+    plain, again = network(), network()
+    for _ in range(2):
+        x = torch.randn(4, 6)
+        plain(x).square().sum().backward()
+        checkpoint(again, x, use_reentrant=False).square().sum().backward()
+        assert_same(cases.grads(plain), cases.grads(again))
+        assert_same(cases.state(plain), cases.state(again))
+
+
 def test_checkpointing_several_passes_before_one_backward():
-    """Two micro-batches (or a layer that is called twice) are each repeated on their own grid."""
+    """Micro-batches are each repeated on their own grid."""
     plain, again = cases.network("moving"), cases.network("moving", checkpointed)
     for model in (plain, again):
         for seed in range(2):
@@ -154,9 +183,7 @@ def test_the_first_pass_compiles_whole_too():
 def test_ema(plan, buffers):
     model = cases.network(plan)
     calibrate(model, [cases.batch(0)[0]])
-    average = AveragedModel(
-        model, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=buffers
-    )
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=buffers)
     optimizer = cases.adam(model)
     for seed in range(6):
         x, y = cases.batch(seed)
@@ -174,8 +201,23 @@ def test_ema(plan, buffers):
             reach = layer.parametrizations.weight.original.detach().flatten(1).abs().amax(1)
             torch.testing.assert_close(quantizer.scale, reach / 127)
     first, other = input_quantizers(ema)["head"], input_quantizers(model)["head"]
-    if not buffers and not first.spec.learned:  # as it was when the average began
-        assert not torch.equal(first.scale, other.scale)
+    if not buffers and not first.spec.learned:  # torch then keeps them in step with the model's
+        testing.assert_equal(first.scale, other.scale)
+
+
+@pytest.mark.parametrize("buffers", [True, False])
+def test_an_average_from_before_the_first_step_knows_its_grids(buffers):
+    model = cases.network()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=buffers)
+    optimizer = cases.adam(model)
+    for seed in range(4):
+        cases.step(model, optimizer, *cases.batch(seed))
+        average.update_parameters(model)
+    x, _ = cases.batch(9)
+    converted = convert(average.module)(x)  # neither was ever called
+    assert float((converted - average.module.eval()(x)).detach().abs().max()) < 0.05
+    with pytest.raises(RuntimeError, match="no range yet"):
+        cases.network().eval()(x)
 
 
 # --- resumption, copies, accumulation ---
@@ -259,5 +301,5 @@ def test_quantisers_have_no_state_beside_the_state_dict_but_for_checkpointing():
     quantizer = next(m for m in cases.network().modules() if isinstance(m, FakeQuantize))
     own = set(vars(quantizer)) - set(vars(torch.nn.Module()))
     settled = {"spec", "shape", "follow", "fits"}  # from the plan
-    passing = {"enabled", "observing", "observer", "_used"}  # of a call or a schedule
+    passing = {"enabled", "observing", "observer", "_passes"}  # of a call or a schedule
     assert own - {"calibrated", "frozen"} <= settled | passing
