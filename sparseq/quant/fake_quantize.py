@@ -14,7 +14,7 @@ from sparseq.quant.fit import range_of_values
 from sparseq.quant.grid import range_to_grid
 from sparseq.quant.histogram import HistogramObserver
 from sparseq.quant.observer import Observer
-from sparseq.quant.reduce import reduced_range
+from sparseq.quant.reduce import reduced_range, sharded
 from sparseq.reference import expand_channels
 from sparseq.spec import RANGE_OBSERVERS, Quant
 
@@ -122,7 +122,7 @@ class FakeQuantize(nn.Module):
         return q, scale.detach().clone(), zero_point
 
     def known(self) -> bool:
-        """Whether the grid was set: here, or in buffers copied from another model (an average's)."""
+        """Whether the grid was set, be it in buffers copied from another model."""
         if not self.calibrated and self.observer is not None:
             self.calibrated = bool((self.observer.low <= self.observer.high).all())
         return self.calibrated
@@ -207,6 +207,11 @@ class FakeQuantize(nn.Module):
 
     @torch.no_grad()
     def _set(self, scale: Tensor, zero_point: Tensor) -> None:
+        if self.spec.learned and not torch.compiler.is_compiling() and sharded(self):
+            raise RuntimeError(
+                "a learned grid must be set before fully_shard, whose shards keep nothing that a "
+                "forward pass writes: run calibrate(model, batches) first"
+            )
         self.scale.copy_(scale.reshape(self.scale.shape))
         if self.zero_point is not None:
             self.zero_point.copy_(zero_point.reshape(self.zero_point.shape))
