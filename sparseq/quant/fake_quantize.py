@@ -256,7 +256,14 @@ class FakeQuantize(nn.Module):
         return {"calibrated": self.calibrated, "frozen": self.frozen}
 
     def set_extra_state(self, state: Any) -> None:
-        """Restore what `get_extra_state` gave."""
+        """Restore what `get_extra_state` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        names = ("calibrated", "frozen")
+        if not isinstance(state, dict) or any(type(state.get(n)) is not bool for n in names):
+            raise ValueError(f"FakeQuantize: state must hold the booleans {names}, got {state!r}")
         self.calibrated, self.frozen = bool(state["calibrated"]), bool(state["frozen"])
 
     def extra_repr(self) -> str:
