@@ -21,7 +21,8 @@ INTEGER_FIELDS = {
     "bias": bool,
     "zero_point": bool,
 }
-LATER = {"kind", "rows", "attentions"}  # files of earlier versions lack them
+FLOATS = ("float16", "bfloat16", "float32")
+LATER = {"kind", "rows"}  # files of earlier versions lack them
 ROWS = 2**40  # more than any call has
 
 
@@ -68,6 +69,10 @@ def read_header(text: str, version: int) -> dict[str, Any]:
     for field in ("identities", "biased"):
         _names(header[field], field)
     _names(header.get("attentions", []), "attentions")
+    _expect(header.get("floats", {}), dict, "floats")
+    for name, dtype in header.get("floats", {}).items():
+        if dtype not in FLOATS:
+            raise ValueError(f"the dtype of {name} must be one of {FLOATS}, got {dtype!r}")
     for name, entry in header["integer"].items():
         _expect(entry, dict, f"the entry of {name}")
         for field, kind in INTEGER_FIELDS.items():
