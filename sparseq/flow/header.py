@@ -72,7 +72,7 @@ def read_header(text: str, version: int) -> dict[str, Any]:
     _expect(header.get("floats", {}), dict, "floats")
     for name, dtype in header.get("floats", {}).items():
         if dtype not in FLOATS:
-            raise ValueError(f"the dtype of {name} must be one of {FLOATS}, got {dtype!r}")
+            raise ValueError(f"{name}: dtype must be one of {FLOATS}, got {dtype!r}")
     for name, entry in header["integer"].items():
         _expect(entry, dict, f"the entry of {name}")
         for field, kind in INTEGER_FIELDS.items():
