@@ -1,6 +1,6 @@
 """Run a benchmark file and write benchmarks/results/<name>.{json,md}, stamped with the environment.
 
-usage: run.py [ops | gemm | models | export | qat | roof | cifar10 DATA.npz]
+usage: run.py [ops | gemm | models | export | qat | roof | transformer | cifar10 DATA.npz]
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ def main() -> None:
         import cifar10
 
         return cifar10.main(sys.argv[2:])
+    if name == "transformer":
+        import transformer
+
+        return transformer.main()
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", "pytest", "-q", str(HERE / f"{name}.py")]
         environment = {**os.environ, "PYTHONPATH": str(HERE)}

@@ -10,7 +10,7 @@ In short::
     export.onnx(model, example, "m.onnx")
 """
 
-from sparseq import analysis, bench, distill, export, nn, ops, quant, sparse
+from sparseq import analysis, bench, distill, export, migrate, nn, ops, quant, sparse
 from sparseq.analysis import Budget, Diagnosis, Found, Sensitivity, diagnose, search, sensitivity
 from sparseq.flow import (
     Explanation,
@@ -49,6 +49,7 @@ __all__ = [
     "explain",
     "export",
     "load",
+    "migrate",
     "nn",
     "ops",
     "prepare",

@@ -22,6 +22,7 @@ BELOW["nn"] = BELOW["packed"] | {"packed", "choice"}
 BELOW["flow"] = BELOW["nn"] | {"nn"}
 BELOW["ptq"] = BELOW["flow"] | {"flow"}
 BELOW["export"] = BELOW["flow"] | {"flow"}
+BELOW["migrate"] = BELOW["flow"] | {"flow"}
 BELOW["bench"] = BELOW["flow"] | {"flow"}
 BELOW["analysis"] = BELOW["flow"] | {"flow", "bench"}
 BELOW["run"] = BELOW["flow"] | {"flow", "bench", "analysis", "export", "distill", ""}

@@ -15,6 +15,8 @@ LEFT = {"README.md": "fast.onnx", "export.md": "model.aoti.pt2"}  # what a page'
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max:UserWarning")
 @pytest.mark.parametrize("page", [p for p, fences in PAGES.items() if fences], ids=lambda p: p.name)
 def test_fences_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

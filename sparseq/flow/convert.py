@@ -75,7 +75,7 @@ def _integer_layer(name: str, layer: nn.Module) -> SparseQuantLayer | str:
     grid = None
     if hasattr(layer, "input_quantizer"):
         observed: FakeQuantize = layer.input_quantizer  # type: ignore[assignment]
-        if not observed.calibrated:
+        if not observed.known():
             raise ValueError(
                 f"convert: the input of {name} has no range yet: run calibrate(model, batches) or "
                 "train first"

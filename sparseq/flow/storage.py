@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sparseq.files import atomic_path
 from sparseq.flow.convert import set_module
 from sparseq.flow.encodings import decode, encode
+from sparseq.flow.header import check_identities, check_states, check_values, read_header
 from sparseq.flow.precision import own_dtype, restore
 from sparseq.flow.prepare import attach, layers_of, leave_fused_paths, take_attentions
 from sparseq.nn import InputGrid, MultiheadAttention, SparseQuantLayer, integer_type, outputs_first
@@ -28,6 +29,11 @@ from sparseq.spec import Layer, Quant
 Model = TypeVar("Model", bound=nn.Module)
 KEY = "sparseq"
 VERSION = 1
+# what hostile content can raise on its way through the checks
+UNSOUND = (
+    *(KeyError, IndexError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, RuntimeError, ValueError),
+)
 
 
 def _structure(model: nn.Module) -> dict[str, Any]:
@@ -193,10 +199,10 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         raise FileNotFoundError(f"load: path must name a file, got {str(path)!r}")
     try:
         metadata, parts = read_file(path)
-        header = json.loads(metadata[KEY])
-        if header["version"] != VERSION:
-            raise ValueError(f"its version must be {VERSION}, got {header['version']!r}")
+        header = read_header(metadata[KEY], VERSION)
+        check_identities(model, header["identities"])
         draft = _restore_structure(copy.deepcopy(model), header)
+        check_states(draft, header["states"])
         state: dict[str, Any] = dict(header["states"])
         for name, like in draft.state_dict().items():
             if isinstance(like, Tensor):
@@ -205,7 +211,8 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         if unknown:
             raise ValueError(f"the model has no {sorted(unknown)[0]}")
         draft.load_state_dict(state)
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        check_values(draft)
+    except UNSOUND as error:
         detail = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"load: {str(path)!r} does not fit this model: {detail}") from error
     model = _restore_structure(model, header)

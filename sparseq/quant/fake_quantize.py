@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sparseq import ops
+from sparseq.quant.checkpointing import Passes, repeated
 from sparseq.quant.fit import range_of_values
 from sparseq.quant.grid import range_to_grid
 from sparseq.quant.histogram import HistogramObserver
 from sparseq.quant.observer import Observer
-from sparseq.quant.reduce import reduced_range
+from sparseq.quant.reduce import reduced_range, sharded
 from sparseq.reference import expand_channels
 from sparseq.spec import RANGE_OBSERVERS, Quant
 
@@ -67,7 +68,7 @@ class FakeQuantize(nn.Module):
             self.observer = (HistogramObserver if self.fits else Observer)(spec, shape)
         elif self.fits:
             self.register_buffer("share", torch.ones(2, *shape))
-        self._used: Grid | None = None  # of the last training pass, for gradient checkpointing
+        self._passes = Passes()  # of training, for gradient checkpointing
         zero = None if spec.symmetric else torch.zeros(shape, dtype=torch.int32)
         if spec.learned:  # FSDP takes no parameter without a dimension
             self.scale = nn.Parameter(torch.ones(shape or 1))
@@ -92,7 +93,7 @@ class FakeQuantize(nn.Module):
         if self.follow and self._looks():
             followed = self._followed(x)
             return self._quantize(x, *(self.grid() if self.spec.learned else followed))
-        if not self.calibrated:
+        if not self.known():
             raise RuntimeError(
                 "this layer's input has no range yet: run calibrate(model, batches)"
                 + ("" if self.fits else " or train first")
@@ -119,6 +120,12 @@ class FakeQuantize(nn.Module):
             x.float(), scale, zero_point, spec.quant_min, spec.quant_max, spec.axis, spec.group_size
         )
         return q, scale.detach().clone(), zero_point
+
+    def known(self) -> bool:
+        """Whether the grid was set, be it in buffers copied from another model."""
+        if not self.calibrated and self.observer is not None:
+            self.calibrated = bool((self.observer.low <= self.observer.high).all())
+        return self.calibrated
 
     def freeze(self) -> None:
         """Keep the grid as it is from now on."""
@@ -157,8 +164,8 @@ class FakeQuantize(nn.Module):
         if self.observing:
             observer.update(x)
             return x
-        if _repeated() and self._used is not None:
-            return self._quantize(x, *self._used) if self.enabled else x
+        if repeated() and (first := self._passes.find(x)) is not None:
+            return self._quantize(x, *first) if self.enabled else x
         if not self.enabled or not self.calibrated:
             self._take(observer, *ops.minmax(x, spec.axis, spec.group_size))
         if not self.enabled:
@@ -168,7 +175,7 @@ class FakeQuantize(nn.Module):
         # a copy: the backward pass needs the grid, and the buffer takes the next one
         used = self.scale.clone(), None if self.zero_point is None else self.zero_point.clone()
         if not torch.compiler.is_compiling():
-            self._used = used
+            self._passes.note(x, used)
         y, low, high = ops.fake_quantize_observed(
             x, *used, spec.quant_min, spec.quant_max, spec.axis, spec.group_size
         )
@@ -177,6 +184,9 @@ class FakeQuantize(nn.Module):
 
     @torch.no_grad()
     def _take(self, observer: Observer, low: Tensor, high: Tensor) -> None:
+        # an infinity is an overflow of float16, whose step GradScaler leaves out: so does this
+        finite = low.isfinite() & high.isfinite()
+        low, high = torch.where(finite, low, torch.nan), torch.where(finite, high, torch.nan)
         observer.take(*reduced_range(low, high))
         self._set(*range_to_grid(observer.low, observer.high, self.spec))
 
@@ -197,6 +207,11 @@ class FakeQuantize(nn.Module):
 
     @torch.no_grad()
     def _set(self, scale: Tensor, zero_point: Tensor) -> None:
+        if self.spec.learned and not torch.compiler.is_compiling() and sharded(self):
+            raise RuntimeError(
+                "a learned grid must be set before fully_shard, whose shards keep nothing that a "
+                "forward pass writes: run calibrate(model, batches) first"
+            )
         self.scale.copy_(scale.reshape(self.scale.shape))
         if self.zero_point is not None:
             self.zero_point.copy_(zero_point.reshape(self.zero_point.shape))
@@ -241,20 +256,19 @@ class FakeQuantize(nn.Module):
         return {"calibrated": self.calibrated, "frozen": self.frozen}
 
     def set_extra_state(self, state: Any) -> None:
-        """Restore what `get_extra_state` gave."""
+        """Restore what `get_extra_state` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        names = ("calibrated", "frozen")
+        if not isinstance(state, dict) or any(type(state.get(n)) is not bool for n in names):
+            raise ValueError(f"FakeQuantize: state must hold the booleans {names}, got {state!r}")
         self.calibrated, self.frozen = bool(state["calibrated"]), bool(state["frozen"])
 
     def extra_repr(self) -> str:
         """The scheme, for print(model)."""
         return str(self.spec)
-
-
-def _repeated() -> bool:
-    """Whether this is gradient checkpointing's second pass: one inside of a backward pass."""
-    if torch.compiler.is_compiling():
-        return False
-    inside: bool = torch._C._current_graph_task_id() != -1
-    return inside
 
 
 def _share(fitted: Tensor, whole: Tensor, spec: Quant) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 
@@ -33,3 +33,14 @@ def reduced_(value: Tensor, greatest: bool = False) -> Tensor:
     if distributed():
         dist.all_reduce(value, dist.ReduceOp.MAX if greatest else dist.ReduceOp.SUM)
     return value
+
+
+def sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 (`fully_shard`) holds this module's parameters."""
+    if not distributed():
+        return False
+    from torch.distributed._composable_state import _module_state_mapping
+    from torch.distributed.fsdp import FSDPModule
+
+    roots = [m for m in list(_module_state_mapping) if isinstance(m, FSDPModule)]
+    return any(module is inner for root in roots for inner in root.modules())

@@ -348,7 +348,10 @@ HOSTILE = {
     "int4 without parts": (setter("tensors", "6.bias", "encoding", to="int4"), "missing"),
     "entry a string": (setter("tensors", "6.bias", to="plain"), ""),
     "integer a list": (setter("integer", to=["0"]), ""),
-    "integer of no layer": (setter("integer", "1", to={}), "missing '1'"),
+    "integer of no layer": (
+        lambda header, parts: header["integer"].update({"1": header["integer"]["0"]}),
+        "missing '1'",
+    ),
     "integer path": (setter("integer", "../../etc", to={}), "missing"),
     "bad bits": (setter("integer", "0", "weight", "bits", to=64), "bits must be"),
     "unknown field": (setter("integer", "0", "weight", "depth", to=3), "depth"),
