@@ -28,7 +28,7 @@ def forget_input(y: Any, output: Any) -> None:
     Nothing happens where y is not what the layer saved (under autocast it saves a copy), where
     other hooks have the saved tensors (checkpointing, offloading) or where nothing is recorded.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return
     if not (isinstance(y, Tensor) and isinstance(output, Tensor)):
         return
