@@ -13,7 +13,7 @@ from sparseq.flow.outputs import run_batch
 from sparseq.flow.prepare import input_quantizers, layers_of, original_weight, transform_of
 from sparseq.flow.progress import Progress, tracked
 from sparseq.quant import FakeQuantize
-from sparseq.quant.reduce import reduced_
+from sparseq.quant.reduce import counter, reduced_
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,7 +46,7 @@ def calibrate(model: Model, batches: Iterable[Any], progress: Progress = False) 
     quantizers = [m for m in inner.modules() if isinstance(m, FakeQuantize)]
     modes = {module: module.training for module in inner.modules()}
     enabled = {m: m.enabled for m in quantizers}
-    count = torch.zeros(())
+    count = counter(inner)
     try:
         inner.eval()
         for m in quantizers:

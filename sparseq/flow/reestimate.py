@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sparseq.flow.outputs import run_batch
 from sparseq.flow.progress import Progress, tracked
 from sparseq.quant import freeze_batch_norms, is_frozen, unfreeze_batch_norms
-from sparseq.quant.reduce import reduced_
+from sparseq.quant.reduce import counter, reduced_
 from sparseq.quant.schedule import batch_norms
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -49,7 +49,7 @@ def reestimate_batch_norms(
     modes = {module: module.training for module in inner.modules()}
     before = {norm: (norm.momentum, is_frozen(norm)) for norm in norms}
     kept = [buffer.clone() for norm in norms for buffer in norm.buffers()]
-    count = torch.zeros(())
+    count = counter(inner)
     try:
         inner.eval()
         for norm in norms:

@@ -35,6 +35,12 @@ def reduced_(value: Tensor, greatest: bool = False) -> Tensor:
     return value
 
 
+def counter(module: nn.Module) -> Tensor:
+    """A zero on the module's device, where its ranks can add it up."""
+    held = next(module.parameters(), None)
+    return torch.zeros((), device=None if held is None else held.device)
+
+
 def sharded(module: nn.Module) -> bool:
     """Whether FSDP2 (`fully_shard`) holds this module's parameters."""
     if not distributed():
