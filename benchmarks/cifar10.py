@@ -98,9 +98,9 @@ def main(arguments: list[str]) -> None:
             sparseq.calibrate(sparseq.prepare(copy.deepcopy(base), plan), batches)
         )
 
-    def rounded(plan: Plan) -> nn.Module:
+    def improved(**switches: bool) -> nn.Module:
         model = copy.deepcopy(base)
-        print(sparseq.ptq(model, plan, batches, adaround=True, bias_correction=True))
+        print(sparseq.ptq(model, w4a8("histogram"), batches, **switches))
         return sparseq.convert(model)
 
     def qat(plan: Plan | None) -> nn.Module:
@@ -117,7 +117,9 @@ def main(arguments: list[str]) -> None:
         stage(f"INT8 PTQ, {observer}", lambda observer=observer: ptq(int8(observer)))
     for observer in ("minmax", "histogram"):
         stage(f"W4A8 PTQ, {observer}", lambda observer=observer: ptq(w4a8(observer)))
-    stage("W4A8 PTQ, histogram, AdaRound and bias correction", lambda: rounded(w4a8("histogram")))
+    stage("W4A8 PTQ, bias correction", lambda: improved(bias_correction=True))
+    stage("W4A8 PTQ, AdaRound", lambda: improved(adaround=True))
+    stage("W4A8 PTQ, both", lambda: improved(adaround=True, bias_correction=True))
     stage("INT8 QAT", lambda: qat(int8("moving_average")))
     stage("W4A8 QAT, LSQ", lambda: qat(w4a8("histogram", learned=True)))
     stage("float32, trained on as long", lambda: qat(None))
