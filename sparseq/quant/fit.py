@@ -147,13 +147,15 @@ def squared_error(
     values: Tensor, weights: Tensor, low: Tensor, high: Tensor, spec: Quant
 ) -> Tensor:
     """`sum w (fake_quantize(v) - v)^2` for each candidate range, `[rows, candidates]`."""
-    scale, zero = range_to_grid(low, high, spec)
-    errors = []
-    for k in range(low.shape[1]):
-        s, z = scale[:, k, None], zero[:, k, None]
-        q = (values / s).round_().add_(z).clamp_(spec.quant_min, spec.quant_max)
-        errors.append(((q - z) * s - values).double().square_().mul_(weights).sum(dim=1))
-    return torch.stack(errors, dim=1)
+
+    def part(low: Tensor, high: Tensor) -> Tensor:
+        scale, zero = (t.unsqueeze(-1) for t in range_to_grid(low, high, spec))
+        v = values.unsqueeze(1)
+        q = (v / scale).round_().add_(zero).clamp_(spec.quant_min, spec.quant_max)
+        error = q.sub_(zero).mul_(scale).sub_(v).square_()
+        return torch.bmm(error.double(), weights.unsqueeze(-1)).squeeze(-1)
+
+    return _in_parts(part, values, low, high)
 
 
 def divergence(values: Tensor, weights: Tensor, low: Tensor, high: Tensor, spec: Quant) -> Tensor:
@@ -165,36 +167,42 @@ def divergence(values: Tensor, weights: Tensor, low: Tensor, high: Tensor, spec:
     Reference:
         Migacz 2017, 8-bit Inference with TensorRT.
     """
-    scale, zero = range_to_grid(low, high, spec)
     levels = spec.quant_max - spec.quant_min + 1
-    found = []
-    for k in range(low.shape[1]):
-        s, z = scale[:, k, None], zero[:, k, None]
-        step = (values / s).round() + z
+
+    def part(low: Tensor, high: Tensor) -> Tensor:
+        scale, zero = (t.unsqueeze(-1) for t in range_to_grid(low, high, spec))
+        step = (values.unsqueeze(1) / scale).round() + zero
         clipped = step.clamp(spec.quant_min, spec.quant_max)
-        inside = torch.where(step == clipped, weights, 0.0)
+        whole = weights.unsqueeze(1)
+        inside = torch.where(step == clipped, whole, 0.0)
         level = (clipped - spec.quant_min).long()
-        held = torch.zeros(len(values), levels, dtype=torch.double, device=values.device)
-        filled = held.scatter_add(1, level, (inside > 0).double())
-        held = held.scatter_add(1, level, inside)
-        spread = torch.where(inside > 0, (held / filled.clamp(min=1)).gather(1, level), 0.0)
-        whole = inside + _tails(weights, inside, step, clipped)
-        p = whole / whole.sum(dim=1, keepdim=True).clamp(min=1)
-        q = spread / spread.sum(dim=1, keepdim=True).clamp(min=1)
-        found.append(torch.where(p > 0, p * (p / q.clamp(min=1e-12)).log(), 0.0).sum(dim=1))
-    return torch.stack(found, dim=1)
+        none = inside.new_zeros(*low.shape, levels)
+        filled = none.scatter_add(-1, level, (inside > 0).double())
+        mean = none.scatter_add(-1, level, inside) / filled.clamp(min=1)
+        q = torch.where(inside > 0, mean.gather(-1, level), 0.0)
+        p = inside
+        for beyond, outermost in (
+            (step < clipped, (inside > 0).to(torch.int8).argmax(-1, keepdim=True)),
+            (step > clipped, _last(inside > 0)),
+        ):
+            tail = torch.where(beyond, whole, 0.0).sum(-1, keepdim=True)
+            p = p.scatter_add(-1, outermost, tail)
+        p, q = (t / t.sum(-1, keepdim=True).clamp(min=1) for t in (p, q))
+        return torch.where(p > 0, p * (p / q.clamp(min=1e-12)).log(), 0.0).sum(-1)
+
+    return _in_parts(part, values, low, high)
 
 
-def _tails(weights: Tensor, inside: Tensor, step: Tensor, clipped: Tensor) -> Tensor:
-    """What lies outside the range, put on the outermost bins inside that hold something."""
-    tails = torch.zeros_like(weights)
-    rows = torch.arange(len(weights), device=weights.device)
-    filled = (inside > 0).to(torch.int8)
-    first = filled.argmax(dim=1)
-    last = weights.shape[1] - 1 - filled.flip(1).argmax(dim=1)
-    tails[rows, first] += torch.where(step < clipped, weights, 0.0).sum(dim=1)
-    tails[rows, last] += torch.where(step > clipped, weights, 0.0).sum(dim=1)
-    return tails
+def _last(chosen: Tensor) -> Tensor:
+    """The last place that is chosen, along the last dimension, which is kept."""
+    return chosen.shape[-1] - 1 - chosen.flip(-1).to(torch.int8).argmax(-1, keepdim=True)
+
+
+def _in_parts(score: Score, values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Score some candidates at a time, so that temporaries stay small."""
+    size = max(1, _BUDGET // max(1, values.numel()))
+    pairs = zip(low.split(size, dim=1), high.split(size, dim=1), strict=True)
+    return torch.cat([score(a, b) for a, b in pairs], dim=1)
 
 
 def _searched(score: Score, low: Tensor, high: Tensor, apart: bool) -> tuple[Tensor, Tensor]:
