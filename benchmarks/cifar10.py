@@ -138,7 +138,8 @@ def write(found: dict[str, dict[str, float]]) -> None:
         )
     about = [f"- {key}: {value}" for key, value in stamp.items()]
     intro = (
-        "CIFAR-10's 10,000 test images. The float network was trained for 36 epochs on one core (interrupted after 26); "
+        "CIFAR-10's 10,000 test images. The float network was trained for 36 epochs on one core "
+        "(interrupted after 26); "
         f"PTQ saw {CALIBRATION} batches of 128 images, QAT ran {EPOCHS} epochs (SGD, cosine "
         f"from {RATE}), observers and batch norms frozen in the last. Seconds on one core that "
         "other work shared."
