@@ -141,3 +141,119 @@ def test_student_learns_what_the_teacher_knows():
         value.backward()
         optimizer.step()
     assert (student(inputs).argmax(1) == teacher(inputs).argmax(1)).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits_are_computed_in_float32(dtype):
+    student, teacher = torch.randn(4, 5).to(dtype), torch.randn(4, 5)
+    labels = torch.randint(5, (4,))
+    got = distill.kd_loss(student, teacher, labels)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, distill.kd_loss(student.float(), teacher, labels))
+
+
+def test_decoupled_by_hand():
+    # Three classes, T = 2, label 1. Teacher (0.2, 0.5, 0.3), student (0.25, 0.25, 0.5).
+    teacher = 2 * torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64).log()
+    student = 2 * torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64).log() + 7
+    sure = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    rest = 0.4 * math.log(0.4 / (1 / 3)) + 0.6 * math.log(0.6 / (2 / 3))
+    label = torch.tensor([1])
+    got = distill.decoupled_loss(student, teacher, label, 2.0, target=3.0, non_target=5.0)
+    assert got.item() == pytest.approx(4 * (3 * sure + 5 * rest), rel=1e-12)
+
+
+def test_decoupled_with_the_teachers_doubt_as_weight_is_the_usual_term():
+    """Equation 5 of the paper, which the decoupling rests on."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        student, teacher = torch.randn(2, 1, 7, dtype=torch.float64) * 4
+        label = torch.randint(7, (1,))
+        doubt = 1 - (teacher / 3).softmax(1)[0, label].item()
+        got = distill.decoupled_loss(student, teacher, label, 3.0, 1.0, doubt)
+        torch.testing.assert_close(
+            got, distill.kd_loss(student, teacher, label, 3.0, alpha=0.0), rtol=1e-10, atol=0
+        )
+
+
+def test_decoupled_is_a_mean_and_its_gradient_reaches_only_the_student():
+    student = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 4, 2, 2])
+    whole = distill.decoupled_loss(student, teacher, labels)
+    parts = [
+        distill.decoupled_loss(student[i : i + 1], teacher[i : i + 1], labels[i : i + 1])
+        for i in range(4)
+    ]
+    torch.testing.assert_close(whole, sum(parts) / 4)
+    assert torch.autograd.gradcheck(lambda s: distill.decoupled_loss(s, teacher, labels), student)
+    whole.backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+
+
+def test_decoupled_stays_finite_where_the_teacher_is_certain():
+    student = torch.randn(2, 3, requires_grad=True)
+    teacher = torch.tensor([[1000.0, 0, 0], [0, 0, 1000.0]])
+    distill.decoupled_loss(student, teacher, torch.tensor([0, 0]), 1.0).backward()
+    assert student.grad.isfinite().all()
+
+
+def test_loss_with_decoupled_keeps_the_cross_entropy():
+    teacher, inputs = nn.Linear(3, 4), torch.randn(6, 3)
+    logits, labels = torch.randn(6, 4), torch.randint(4, (6,))
+    loss = distill.Loss(teacher, 3.0, 0.4, soft=distill.Decoupled(2.0, 5.0))
+    soft = distill.decoupled_loss(logits, teacher(inputs), labels, 3.0, 2.0, 5.0)
+    expected = 0.4 * nn.functional.cross_entropy(logits, labels) + 0.6 * soft
+    torch.testing.assert_close(loss(logits, labels, inputs), expected)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_decoupled_weights_are_checked(value):
+    with pytest.raises(ValueError, match=f"non_target must be finite and >= 0, got {value}"):
+        distill.Decoupled(1.0, value)
+    with pytest.raises(ValueError, match=f"target must be finite and >= 0, got {value}"):
+        distill.decoupled_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0]), 1.0, value)
+    with pytest.raises(ValueError, match="must have 2 classes, got 1"):
+        distill.decoupled_loss(torch.zeros(1, 1), torch.zeros(1, 1), torch.tensor([0]))
+
+
+def test_mean_of_soft_answers():
+    one, two = torch.randn(2, 5, 4, dtype=torch.float64)
+    mixed = distill.mixed_logits([one, two], 3.0, [1.0, 3.0])
+    wanted = 0.25 * (one / 3).softmax(1) + 0.75 * (two / 3).softmax(1)
+    torch.testing.assert_close((mixed / 3).softmax(1), wanted)
+    equal = distill.mixed_logits([one, two], 3.0)
+    torch.testing.assert_close(
+        (equal / 3).softmax(1), ((one / 3).softmax(1) + (two / 3).softmax(1)) / 2
+    )
+    only = distill.mixed_logits([one, two], 3.0, [0.0, 2.0])
+    torch.testing.assert_close((only / 3).softmax(1), (two / 3).softmax(1))
+
+
+def test_several_teachers_in_the_loss():
+    teachers = [nn.Linear(3, 4) for _ in range(3)]
+    inputs, logits, labels = torch.randn(6, 3), torch.randn(6, 4), torch.randint(4, (6,))
+    loss = distill.Loss(teachers, 2.0, 0.0, weights=[1, 1, 2])
+    shares = zip((0.25, 0.25, 0.5), teachers, strict=True)
+    target = sum(share * (t(inputs) / 2).softmax(1) for share, t in shares)
+    log_student = (logits / 2).log_softmax(1)
+    expected = 4 * (target * (target.log() - log_student)).sum(1).mean()
+    torch.testing.assert_close(loss(logits, labels, inputs), expected.detach())
+    assert loss.teachers == tuple(teachers) and loss.teacher is teachers[0]
+    assert not any(p.requires_grad for t in teachers for p in t.parameters())
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan]])
+def test_teachers_weights_are_checked(weights):
+    with pytest.raises(ValueError, match="weights must be 2 finite numbers >= 0, not all 0"):
+        distill.Loss([nn.Identity(), nn.Identity()], weights=weights)
+
+
+def test_teachers_must_be_there_and_agree():
+    with pytest.raises(ValueError, match="at least one teacher"):
+        distill.Loss([])
+    loss = distill.Loss([nn.Linear(3, 4), nn.Linear(3, 5)])
+    with pytest.raises(ValueError, match=r"one shape, got \[\(2, 4\), \(2, 5\)\]"):
+        loss(torch.zeros(2, 4), torch.tensor([0, 0]), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="inputs must be given to a teacher, got None"):
+        loss(torch.zeros(2, 4), torch.tensor([0, 0]))
