@@ -121,7 +121,7 @@ def test_nothing_is_left_of_a_cache_that_failed(given, error, message, tmp_path)
 
 def test_errors_of_use(tmp_path):
     teacher = network()
-    with pytest.raises(TypeError, match="float16, bfloat16 or float32, got torch.int8"):
+    with pytest.raises(TypeError, match=r"float16, bfloat16 or float32, got torch\.int8"):
         CachedLogits.write(tmp_path / "t", teacher, batches(), torch.int8)
     with pytest.raises(FileNotFoundError, match="path must name a file"):
         CachedLogits(tmp_path / "t", teacher)
