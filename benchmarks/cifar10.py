@@ -1,6 +1,6 @@
 """What quantisation costs in accuracy: ResNet-20 on CIFAR-10, PTQ and QAT beside the float network.
 
-    make bench ARGS="cifar10 DATA.npz [OUT]"
+    make bench ARGS="cifar10 DATA.npz [OUT [LABEL]]"
 
 Stages that OUT (build/cifar10) already holds are not run again. The float network is the committed
 one (results/cifar10_resnet20.safetensors) or, where that is missing, is trained first: hours.
@@ -123,10 +123,11 @@ def main(arguments: list[str]) -> None:
     stage("INT8 QAT", lambda: qat(int8("moving_average")))
     stage("W4A8 QAT, LSQ", lambda: qat(w4a8("histogram", learned=True)))
     stage("float32, trained on as long", lambda: qat(None))
-    write(found)
+    label = arguments[2] if len(arguments) > 2 else Path(arguments[0]).name
+    write(found, f"{label}: {len(dataset.x_test):,} test images.")
 
 
-def write(found: dict[str, dict[str, float]]) -> None:
+def write(found: dict[str, dict[str, float]], data_used: str) -> None:
     """The table and its figures, stamped, to results/cifar10.{md,json}."""
     stamp = bench.environment()
     lines = ["| ResNet-20 | accuracy % | drop | MB | seconds |", "|---|---|---|---|---|"]
@@ -138,8 +139,8 @@ def write(found: dict[str, dict[str, float]]) -> None:
         )
     about = [f"- {key}: {value}" for key, value in stamp.items()]
     intro = (
-        "CIFAR-10's 10,000 test images. The float network was trained for 36 epochs on one core "
-        "(interrupted after 26); "
+        f"{data_used} The float network was trained for 36 epochs on one "
+        "core (interrupted after 26); "
         f"PTQ saw {CALIBRATION} batches of 128 images, QAT ran {EPOCHS} epochs (SGD, cosine "
         f"from {RATE}), observers and batch norms frozen in the last. Seconds on one core that "
         "other work shared."
