@@ -24,6 +24,11 @@ class Classes:
         self._parent = np.zeros(1, dtype=np.int64)
         self._locks: list[tuple[Ids, str]] = [(np.zeros(1, dtype=np.int64), "of fixed size")]
 
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return len(self._parent)
+
     def new(self, count: int) -> Tensor:
         """So many fresh numbers."""
         start = len(self._parent)

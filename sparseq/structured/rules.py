@@ -92,6 +92,13 @@ def _same(to: Recorder, _f: Any, args: Any, _k: Any, result: Any) -> None:
     to.set(result, to.labels(args[0]))
 
 
+def _strided(to: Recorder, function: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+    if result.shape == args[0].shape:  # only its memory order is another
+        to.set(result, to.labels(args[0]))
+    else:
+        to.lock(args[0], f"read by as_strided in {to.place}, which is not known")
+
+
 def _move(to: Recorder, function: Any, args: Any, kwargs: Any, result: Any) -> None:
     source = args[0]
     outs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
@@ -316,6 +323,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_ALONG, _along),
     **PRODUCTS,
+    "as_strided": _strided,
     "cat": _cat,
     "stack": _cat,
     "constant_pad_nd": _pad,
