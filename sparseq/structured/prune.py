@@ -70,13 +70,14 @@ def prune_channels(
     Reference:
         Fang et al. 2023, DepGraph: Towards Any Structural Pruning.
     """
-    _check_model("prune_channels", model)
+    check_float("prune_channels", model)
     if macs is not None and not 0 < macs < 1:
         raise ValueError(f"prune_channels: macs must be in (0, 1), got {macs}")
     _check_scores(model, scores)
     draft = copy.deepcopy(model)
     take_all_attentions(draft)
     graph = ChannelGraph(draft, example, "prune_channels")
+    check_seen("prune_channels", draft, graph)
     classes = graph.pruning_classes(through_norms)
     groups = graph.groups(classes)
     specs = _specs(spec, groups)
@@ -136,12 +137,25 @@ def _row(group: Group, spec: Channels | None, lost: int) -> Pruned:
     )
 
 
-def _check_model(caller: str, model: nn.Module) -> None:
+def check_float(caller: str, model: nn.Module) -> None:
+    """ValueError for a model with masks, quantisers or integer layers."""
     for name, module in model.named_modules():
         prepared = hasattr(module, "sparseq_layer") or isinstance(module, SparseQuantLayer)
         if prepared or transform_of(module, Mask) or transform_of(module, FakeQuantize):
             raise ValueError(
                 f"{caller}: model must be a float one, got {name} prepared: do this before prepare"
+            )
+
+
+def check_seen(caller: str, model: nn.Module, graph: ChannelGraph) -> None:
+    """ValueError for a layer that the run did not reach: it may read what moves or goes."""
+    seen = {name for axis in graph.axes for name in axis.names}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        if value.dim() > 1 and name not in seen and max(value.shape) > 1:
+            owner = name.rpartition(".")[0] or name
+            raise ValueError(
+                f"{caller}: example must run every layer of the model, {owner} did not run in eval "
+                "mode: give another example, or take that layer out (an auxiliary classifier?)"
             )
 
 
