@@ -10,7 +10,7 @@ In short::
     export.onnx(model, example, "m.onnx")
 """
 
-from sparseq import analysis, bench, distill, export, migrate, nn, ops, quant, sparse
+from sparseq import analysis, bench, distill, export, migrate, nn, ops, quant, sparse, structured
 from sparseq.analysis import Budget, Diagnosis, Found, Sensitivity, diagnose, search, sensitivity
 from sparseq.flow import (
     Explanation,
@@ -23,7 +23,14 @@ from sparseq.flow import (
     save,
 )
 from sparseq.ptq import AdaRound, PTQReport, ptq
-from sparseq.spec import NM, Layer, Plan, Quant, Unstructured
+from sparseq.spec import NM, Channels, Layer, Plan, Quant, Unstructured
+from sparseq.structured import (
+    ChannelGraph,
+    ChannelReport,
+    PermutationReport,
+    permute_channels,
+    prune_channels,
+)
 
 __version__ = "0.1.0"
 
@@ -31,11 +38,15 @@ __all__ = [
     "NM",
     "AdaRound",
     "Budget",
+    "ChannelGraph",
+    "ChannelReport",
+    "Channels",
     "Diagnosis",
     "Explanation",
     "Found",
     "Layer",
     "PTQReport",
+    "PermutationReport",
     "Plan",
     "Quant",
     "Sensitivity",
@@ -52,7 +63,9 @@ __all__ = [
     "migrate",
     "nn",
     "ops",
+    "permute_channels",
     "prepare",
+    "prune_channels",
     "ptq",
     "quant",
     "reestimate_batch_norms",
@@ -60,4 +73,5 @@ __all__ = [
     "search",
     "sensitivity",
     "sparse",
+    "structured",
 ]

@@ -26,6 +26,7 @@ BELOW["packed"] = BELOW["ops"] | {"ops", "quant", "sparse"}
 BELOW["nn"] = BELOW["packed"] | {"packed", "choice"}
 BELOW["flow"] = BELOW["nn"] | {"nn"}
 BELOW["ptq"] = BELOW["flow"] | {"flow"}
+BELOW["structured"] = BELOW["flow"] | {"flow"}
 BELOW["export"] = BELOW["flow"] | {"flow"}
 BELOW["migrate"] = BELOW["flow"] | {"flow"}
 BELOW["bench"] = BELOW["flow"] | {"flow"}

@@ -69,6 +69,11 @@ def read_header(text: str, version: int) -> dict[str, Any]:
     for field in ("identities", "biased"):
         _names(header[field], field)
     _names(header.get("attentions", []), "attentions")
+    _expect(header.get("resized", {}), dict, "resized")
+    for name, entry in header.get("resized", {}).items():
+        _expect(entry, dict, f"the sizes of {name}")
+        for field in ("counts", "shapes"):
+            _expect(entry[field], dict, f"{field} of {name}")
     _expect(header.get("floats", {}), dict, "floats")
     for name, dtype in header.get("floats", {}).items():
         if dtype not in FLOATS:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from sparseq.nn import MultiheadAttention
 
-RESIZED = "sparseq_resized"  # of a model: by module, its attributes and the shapes of its tensors
+RESIZED = "sparseq_resized"  # of a model: by module, its counts and the shapes of its tensors
+HEADS = ("num_heads", "heads", "n_heads", "num_attention_heads")  # attributes of others' attentions
+WIDTHS = ("attn_dim", "all_head_dim", "all_head_size", "inner_dim")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d,
@@ -62,60 +64,65 @@ def set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
         assert held is not None
         kept = isinstance(value, nn.Parameter)
         module._parameters[short] = (
-            value if kept else nn.Parameter(value, requires_grad=held.requires_grad)
+            value if kept else nn.Parameter(value, requires_grad=held.requires_grad)  # type: ignore[assignment]
         )
     else:
         module._buffers[short] = value
 
 
-def note_sizes(model: nn.Module, names: Mapping[str, Mapping[str, Any]]) -> None:
-    """Set attributes of modules, and keep them and their tensors' shapes for `save`.
+def note_sizes(model: nn.Module, names: Mapping[str, Mapping[str, int]]) -> None:
+    """Make modules' attributes fit their tensors, and keep the shapes for `save`.
 
     Args:
         model: its tensors have their new shapes already.
-        names: by module, attributes to set.
+        names: by module, what to set beside: `HEADS` and `WIDTHS` only.
     """
     noted: dict[str, Any] = dict(getattr(model, RESIZED, {}))
-    for name, attributes in names.items():
+    for name, counts in names.items():
         module = model.get_submodule(name)
-        for key, value in attributes.items():
-            setattr(module, key, value)
+        _set(name, module, {**sizes_of(module), **counts})
         own = [*module._parameters.items(), *module._buffers.items()]
         shapes = {key: list(value.shape) for key, value in own if value is not None}
-        held = noted.get(name, {"attributes": {}})["attributes"]
-        noted[name] = {"attributes": {**held, **attributes}, "shapes": shapes}
+        held = noted.get(name, {"counts": {}})["counts"]
+        noted[name] = {"counts": {**held, **counts}, "shapes": shapes}
     setattr(model, RESIZED, noted)
 
 
+def _set(name: str, module: nn.Module, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise ValueError(f"{name}.{key} must be at least 1, got {value}")
+        setattr(module, key, value)
+
+
 def restore_sizes(model: nn.Module, noted: Mapping[str, Any]) -> None:
-    """Give a float model the sizes that `note_sizes` kept; its tensors there become zeros.
+    """Give a float model the sizes that `note_sizes` kept; tensors that shrink become zeros.
 
     Raises:
-        ValueError: a module, tensor or attribute that the model lacks, or another kind of value.
+        ValueError: a tensor or count that the model lacks, or that would grow.
     """
     for name, entry in noted.items():
         module = model.get_submodule(name)
-        for key, value in entry["attributes"].items():
-            held = getattr(module, key, None)
-            value = tuple(value) if isinstance(value, list) else value
-            if type(held) is not type(value) or not _sound(value):
-                raise ValueError(f"{name}.{key} cannot become {value!r}")
-            setattr(module, key, value)
         for key, shape in entry["shapes"].items():
             held = module._parameters.get(key, module._buffers.get(key))
             old = [] if held is None else list(held.shape)
-            smaller = len(old) == len(shape) and all(
-                isinstance(n, int) and 0 < n <= o for n, o in zip(shape, old, strict=True)
-            )
-            if held is None or not smaller:
+            if held is None or not _shrinks(old, shape):
                 raise ValueError(f"{name}.{key} of shape {old} cannot become {shape}")
-            if list(shape) != old:
-                owner = f"{name}.{key}".lstrip(".")
-                set_tensor(model, owner, torch.zeros(shape, dtype=held.dtype, device=held.device))
+            if shape != old:
+                zeros = torch.zeros(shape, dtype=held.dtype, device=held.device)
+                set_tensor(model, f"{name}.{key}".lstrip("."), zeros)
+    for name, entry in noted.items():
+        module = model.get_submodule(name)
+        for key, value in entry["counts"].items():
+            held = getattr(module, key, None)
+            known = key in HEADS + WIDTHS and type(held) is int and type(value) is int
+            if not known or not 0 < value <= held:
+                raise ValueError(f"{name}.{key} cannot become {value!r}")
+        _set(name, module, {**sizes_of(module), **entry["counts"]})
     if noted:
         setattr(model, RESIZED, dict(noted))
 
 
-def _sound(value: Any) -> bool:
-    values = value if isinstance(value, tuple) else (value,)
-    return all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
+def _shrinks(old: list[int], new: Any) -> bool:
+    fits = isinstance(new, list) and len(new) == len(old)
+    return fits and all(type(n) is int and 0 < n <= o for n, o in zip(new, old, strict=True))

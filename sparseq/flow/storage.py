@@ -22,6 +22,7 @@ from sparseq.flow.encodings import decode, encode
 from sparseq.flow.header import check_identities, check_states, check_values, read_header
 from sparseq.flow.precision import own_dtype, restore
 from sparseq.flow.prepare import attach, layers_of, leave_fused_paths, take_attentions
+from sparseq.flow.resize import RESIZED, restore_sizes
 from sparseq.nn import InputGrid, MultiheadAttention, SparseQuantLayer, integer_type, outputs_first
 from sparseq.packed import PackedWeight
 from sparseq.spec import Layer, Quant
@@ -71,6 +72,7 @@ def _structure(model: nn.Module) -> dict[str, Any]:
         "identities": identities,
         "biased": biased,
         "attentions": attentions,
+        "resized": getattr(model, RESIZED, {}),
     }
 
 
@@ -120,6 +122,7 @@ def _restore_structure(model: Model, header: dict[str, Any]) -> Model:
     for name in attentions:
         if not isinstance(model.get_submodule(name), MultiheadAttention):
             raise ValueError(f"{name} must be an nn.MultiheadAttention")
+    restore_sizes(model, header.get("resized", {}))  # files of earlier versions have none
     layers = layers_of(model)
     for name, entry in header["integer"].items():
         layer = layers[name]

@@ -42,7 +42,7 @@ class Trial:
         """A copy to change."""
         return copy.deepcopy(self._model)
 
-    def error(self, cuts: Cuts, heads: Mapping[str, Mapping[str, Any]]) -> str | None:
+    def error(self, cuts: Cuts, heads: Mapping[str, Mapping[str, int]]) -> str | None:
         """Why a model cannot be cut so, or None."""
         smaller, masked = self.original(), self.original()
         mask(masked, cuts)

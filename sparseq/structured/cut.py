@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparseq.flow.prepare import leave_fused_paths, take_attentions
-from sparseq.flow.resize import note_sizes, set_tensor, sizes_of
+from sparseq.flow.resize import HEADS, WIDTHS, note_sizes, set_tensor
 from sparseq.nn import MultiheadAttention
 from sparseq.structured.classes import Classes, Ids
 from sparseq.structured.graph import ChannelGraph, Group
 
 Cuts = dict[tuple[str, ...], dict[int, Tensor]]  # by a tensor's names and dimension, what is left
-_HEADS = ("num_heads", "heads", "n_heads", "num_attention_heads")
-_WIDTHS = ("attn_dim", "all_head_dim", "all_head_size", "inner_dim")
 
 
 def take_all_attentions(model: nn.Module, names: Iterable[str] | None = None) -> None:
@@ -28,6 +26,13 @@ def take_all_attentions(model: nn.Module, names: Iterable[str] | None = None) ->
     wanted = set(found) if names is None else set(names) & set(found)
     take_attentions(model, [f"{name}.out_proj".lstrip(".") for name in wanted])
     leave_fused_paths(model)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under every name that they have."""
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    found.update(model.named_buffers(remove_duplicate=False))
+    return found
 
 
 def cuts_of(graph: ChannelGraph, classes: Classes, removed: Ids) -> Cuts:
@@ -60,22 +65,19 @@ def head_sizes(
             module = model.get_submodule(owner)
             if isinstance(module, MultiheadAttention):
                 continue  # its sizes follow from its projections
-            sizes = {k: left for k in _HEADS if getattr(module, k, None) == before}
+            sizes = {k: left for k in HEADS if getattr(module, k, None) == before}
             width = before * group.width
-            sizes |= {
-                k: left * group.width for k in _WIDTHS if getattr(module, k, None) == width
-            }
+            sizes |= {k: left * group.width for k in WIDTHS if getattr(module, k, None) == width}
             found[owner] = sizes
     return found
 
 
 @torch.no_grad()
-def cut(model: nn.Module, cuts: Cuts, heads: Mapping[str, Mapping[str, Any]]) -> None:
+def cut(model: nn.Module, cuts: Cuts, heads: Mapping[str, Mapping[str, int]]) -> None:
     """Take channels out, in place; parameters become new ones."""
     owners = [name.rpartition(".")[0] for names in cuts for name in names]
     take_all_attentions(model, {name.rpartition(".")[0] for name in owners})
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    tensors = named_tensors(model)
     for names, dims in cuts.items():
         old = tensors[names[0]]
         value = old.detach()
@@ -87,22 +89,19 @@ def cut(model: nn.Module, cuts: Cuts, heads: Mapping[str, Mapping[str, Any]]) ->
             value = nn.Parameter(value, requires_grad=old.requires_grad)
         for name in names:
             set_tensor(model, name, value)
-    sizes: dict[str, dict[str, Any]] = {}
+    sizes: dict[str, Mapping[str, int]] = {}
     for owner in dict.fromkeys(owners):
-        sizes[owner] = sizes_of(model.get_submodule(owner))
+        sizes[owner] = {}
         above = owner.rpartition(".")[0]
         if isinstance(model.get_submodule(above), MultiheadAttention):
-            sizes[above] = sizes_of(model.get_submodule(above))
-    for owner, more in heads.items():
-        sizes[owner] = {**sizes.get(owner, {}), **more}
-    note_sizes(model, sizes)
+            sizes[above] = {}
+    note_sizes(model, sizes | dict(heads))
 
 
 @torch.no_grad()
 def mask(model: nn.Module, cuts: Cuts) -> None:
     """Zero in place what `cut` would take out; layer norms normalise over what would be left."""
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    tensors = named_tensors(model)
     for names, dims in cuts.items():
         value = tensors[names[0]]
         for dim, kept in dims.items():
@@ -118,10 +117,10 @@ def _normalised(kept: Tensor) -> Any:
     """A hook that makes a layer norm one over some of its features."""
 
     def hook(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x, count = args[0], norm.weight.numel()  # type: ignore[operator, union-attr]
+        x, count = args[0], norm.weight.numel()  # type: ignore[operator]
         dim = -1 if x.shape[-1] == count and "2d" not in type(norm).__name__ else 1
         part = x.movedim(dim, -1)[..., kept]
-        weight: Tensor = norm.weight[kept]  # type: ignore[index, assignment]
+        weight: Tensor = norm.weight[kept]  # type: ignore[index]
         if isinstance(norm, nn.RMSNorm):
             made = functional.rms_norm(part, (len(kept),), weight, norm.eps)
         else:

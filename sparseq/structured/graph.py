@@ -99,9 +99,7 @@ class ChannelGraph:
         locked = classes.locked()
         axes_of: dict[int, dict[int, int]] = defaultdict(dict)
         for index, ids in enumerate(self._ids):
-            for root, count in zip(
-                *np.unique(classes.roots(ids), return_counts=True), strict=True
-            ):
+            for root, count in zip(*np.unique(classes.roots(ids), return_counts=True), strict=True):
                 axes_of[int(root)][index] = int(count)
         alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for root, axes in axes_of.items():

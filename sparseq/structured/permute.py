@@ -17,7 +17,7 @@ from sparseq.nn import outputs_first, projections
 from sparseq.spec import NM, Plan
 from sparseq.structured.check import Trial
 from sparseq.structured.classes import Classes, Ids
-from sparseq.structured.cut import take_all_attentions
+from sparseq.structured.cut import named_tensors, take_all_attentions
 from sparseq.structured.graph import ChannelGraph, Group
 from sparseq.structured.prune import check_float, check_seen
 from sparseq.structured.search import kept, search_order
@@ -63,7 +63,7 @@ class PermutationReport:
 
 
 def permute_channels(
-    model: nn.Module, example: Any, plan: Plan, *, escapes: int = 0
+    model: nn.Module, example: Any, plan: Plan, *, escapes: int = 10
 ) -> PermutationReport:
     """Put channels in an order in which N:M sparsity keeps more magnitude, in place.
 
@@ -77,8 +77,8 @@ def permute_channels(
         model: float, not prepared.
         example: a tensor, an (input, ...) tuple, or a dict of arguments; one sample will do.
         plan: which layers get NM sparsity, of m up to 4; the rest of it does not matter here.
-        escapes: random changes tried, for each set of channels, after the search has converged:
-            more time for a little more magnitude.
+        escapes: random changes tried, in each part of the search, after it has converged: more
+            time for a little more magnitude.
 
     Returns:
         The magnitude kept before and after, by layer, and why a layer's inputs stayed in place.
@@ -140,7 +140,7 @@ def permute_channels(
 
 def _magnitudes(layer: nn.Module) -> Tensor:
     """A layer's weight as `[outputs * taps, inputs]`."""
-    weight = outputs_first(layer, layer.weight.detach())  # type: ignore[operator, union-attr]
+    weight = outputs_first(layer, layer.weight.detach())  # type: ignore[operator]
     return weight.abs().float().cpu().movedim(1, -1).flatten(0, -2).clone()
 
 
@@ -240,8 +240,7 @@ class _Targets:
 @torch.no_grad()
 def _move(model: nn.Module, moves: Moves) -> None:
     """Permute tensors' content, in place."""
-    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    tensors.update(model.named_buffers(remove_duplicate=False))
+    tensors = named_tensors(model)
     for name, module in model.named_modules():
         if type(module) is nn.MultiheadAttention:  # its projections are views of its parameters
             for key, layer in projections(module).items():
@@ -249,7 +248,7 @@ def _move(model: nn.Module, moves: Moves) -> None:
                     tensors.setdefault(f"{name}.{key}.{short}".lstrip("."), value)
     for names, dims in moves.items():
         held = tensors[names[0]]
-        value = held.detach()
+        moved: Tensor = held.detach()
         for dim, order in dims.items():
-            value = value.index_select(dim, order.to(value.device))
-        held.copy_(value)
+            moved = moved.index_select(dim, order.to(held.device))
+        held.copy_(moved)

@@ -15,7 +15,7 @@ from sparseq.flow.prepare import transform_of
 from sparseq.nn import SparseQuantLayer
 from sparseq.quant import FakeQuantize
 from sparseq.sparse import Mask
-from sparseq.spec.channels import Channels
+from sparseq.spec import Channels
 from sparseq.structured.check import Trial
 from sparseq.structured.classes import Classes, Ids
 from sparseq.structured.cut import cut, cuts_of, head_sizes, take_all_attentions
@@ -90,9 +90,7 @@ def prune_channels(
     trial = Trial(draft, example)
 
     def choose() -> list[Ids]:
-        free = [
-            (i, (groups[i], specs[i], values[i])) for i in values if groups[i].reason is None
-        ]
+        free = [(i, (groups[i], specs[i], values[i])) for i in values if groups[i].reason is None]
         chosen: list[tuple[Group, Channels, Worth]] = [item for _, item in free]  # type: ignore[misc]
         gone = [np.empty(0, dtype=np.int64)] * len(groups)
         for (i, _), ids in zip(free, _within(graph, classes, chosen, macs), strict=True):
@@ -132,9 +130,7 @@ def _row(group: Group, spec: Channels | None, lost: int) -> Pruned:
     if reason is None and not lost:
         reason = "too few to remove some"
     left = len(group.channels) - lost
-    return Pruned(
-        group.producers, group.consumers, len(group.channels), left, group.width, reason
-    )
+    return Pruned(group.producers, group.consumers, len(group.channels), left, group.width, reason)
 
 
 def check_float(caller: str, model: nn.Module) -> None:

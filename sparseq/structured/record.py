@@ -104,7 +104,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.notes = Notes()
         self.where: list[str] = []
         self._labels: dict[int, list[Tensor]] = {}

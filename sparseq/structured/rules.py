@@ -39,9 +39,11 @@ _SPATIAL = {"max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "avg_pool1d",
 _REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "prod",
                "argmax", "argmin", "linalg_vector_norm", "norm", "logsumexp", "std_mean", "any",
                "all"}  # fmt: skip
-_ALONG = {"_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk", "glu"}
-_SILENT = {"size", "stride", "numel", "dim", "empty", "zeros", "ones", "full", "arange", "new_zeros",
-           "new_ones", "new_empty", "new_full", "rand", "randn", "scalar_tensor", "linspace", "eye",
+_ALONG = {"_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk",
+          "glu"}  # fmt: skip
+_SILENT = {"size", "stride", "numel", "dim", "empty", "zeros", "ones", "full", "arange",
+           "new_zeros", "new_ones", "new_empty", "new_full", "rand", "randn", "scalar_tensor",
+           "linspace", "eye",
            "_local_scalar_dense", "is_nonzero", "equal", "empty_strided", "new_empty_strided",
            "_assert_async", "lift", "fill", "zero", "randperm"}  # fmt: skip
 
@@ -143,7 +145,7 @@ def _cuts(to: Recorder, function: Any, args: Any, label: Tensor, shape: torch.Si
             return False
         dim = (args[1] if len(args) > 1 else 0) % len(shape)
         if name == "slice":
-            start, end = ([*args[2:4], None, None][:2])
+            start, end = [*args[2:4], None, None][:2]
             whole = not start and (end is None or end >= shape[dim])
             whole = whole and (len(args) < 5 or args[4] == 1)
             if whole:

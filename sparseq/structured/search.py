@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROWS = 2048  # more are sampled for the search; the result is judged on all
+ROWS = 1024  # more are sampled for the search; the result is judged on all
+BLOCK = 16  # stripes that are searched at a time: work grows with the square of their number
+SWEEPS = 3  # over all blocks, each with other blocks
 
 
 def kept(columns: Tensor, n: int, m: int) -> Tensor:
@@ -67,8 +69,8 @@ class _Stripes:
             other, least = torch.maximum(c, d), torch.minimum(c, d)
             two = torch.minimum(high, other)  # the second is this, or beside the first
             second = torch.maximum(two, torch.where(high >= other, low, least))
-            return (torch.maximum(high, other) + second).sum(-1, dtype=torch.float64)
-        return x.topk(self.n, dim=1).values.sum(1).sum(-1, dtype=torch.float64)
+            return (torch.maximum(high, other) + second).sum(-1).double()
+        return x.topk(self.n, dim=1).values.sum(1).sum(-1).double()
 
     def _try(self, first: int, others: Tensor) -> None:
         """Gains of a stripe with others."""
@@ -154,9 +156,29 @@ def search_order(
     sample = magnitudes
     if len(magnitudes) > ROWS:
         sample = magnitudes[torch.randperm(len(magnitudes), generator=generator)[:ROWS]]
-    stripes = _Stripes(sample, n, m)
+    order = identity.view(-1, m)
+    if len(order) <= BLOCK:
+        order = _block(sample, n, m, escapes, generator)
+    else:
+        for _ in range(SWEEPS):
+            shuffled = order[torch.randperm(len(order), generator=generator)]
+            parts = shuffled.chunk(-(-len(order) // BLOCK))
+            order = torch.cat(
+                [
+                    part.flatten()[_block(sample[:, part.flatten()], n, m, escapes, generator)]
+                    for part in parts
+                ]
+            )
+    permutation = order.sort(dim=1).values.flatten()
+    after = float(kept(magnitudes[:, permutation], n, m).sum())
+    return Order(permutation, before, after) if after > before else Order(identity, before, before)
+
+
+def _block(matrix: Tensor, n: int, m: int, escapes: int, generator: torch.Generator) -> Tensor:
+    """A better order of some stripes' columns, `[stripes, m]`."""
+    stripes = _Stripes(matrix, n, m)
     stripes.climb()
-    for _ in range(escapes):
+    for _ in range(escapes if stripes.count > 1 else 0):
         state, value = stripes.state(), float(stripes.kept.sum())
         a, b = torch.randperm(stripes.count, generator=generator)[:2].tolist()
         i, j = torch.randint(m, (2,), generator=generator).tolist()
@@ -167,9 +189,7 @@ def search_order(
         stripes.climb()
         if float(stripes.kept.sum()) < value:
             stripes.restore(state)
-    permutation = stripes.order.sort(dim=1).values.flatten()
-    after = float(kept(magnitudes[:, permutation], n, m).sum())
-    return Order(permutation, before, after) if after > before else Order(identity, before, before)
+    return stripes.order
 
 
 def _forbid_undo(stripes: _Stripes, a: int, b: int) -> None:

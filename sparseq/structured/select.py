@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sparseq.spec.channels import Channels
+from sparseq.spec import Channels
 from sparseq.structured.classes import Classes, Ids
 from sparseq.structured.graph import ChannelGraph, Group
 
@@ -80,9 +80,7 @@ def kept_count(group: Group, left: int, spec: Channels) -> int:
     return min(count, math.ceil(least / step) * step)
 
 
-def select(
-    groups: Sequence[tuple[Group, Channels, Worth]], factor: float = 1.0
-) -> list[Ids]:
+def select(groups: Sequence[tuple[Group, Channels, Worth]], factor: float = 1.0) -> list[Ids]:
     """The channels that each group loses.
 
     Args:
