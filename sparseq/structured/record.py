@@ -108,6 +108,7 @@ class Recorder(TorchDispatchMode):
         self.notes = Notes()
         self.where: list[str] = []
         self._labels: dict[int, list[Tensor]] = {}
+        self._pending: dict[int, list[tuple[Tensor, str]]] = {}
         self._alive: list[Tensor] = []  # so that no identity is given out twice
         self._names: dict[int, list[str]] = {}
         named = [
@@ -140,6 +141,8 @@ class Recorder(TorchDispatchMode):
         """The labels of a tensor; none of what is no tensor, a scalar or a constant."""
         if not isinstance(tensor, Tensor):
             return []
+        for label, reason in self._pending.pop(id(tensor), []):
+            self.lock_label(label, reason)
         if id(tensor) not in self._labels:
             names = self._names.get(id(tensor))
             floating = tensor.is_floating_point() or tensor.is_complex()
@@ -165,6 +168,10 @@ class Recorder(TorchDispatchMode):
         for tensor in tree_leaves(tensors):
             for label in self.labels(tensor):
                 self.lock_label(label, reason)
+
+    def lock_if_read(self, tensor: Tensor, label: Tensor, reason: str) -> None:
+        """Keep every channel of a label as soon as something reads the tensor."""
+        self._pending.setdefault(id(tensor), []).append((label, reason))
 
     def lock_label(self, label: Tensor, reason: str) -> None:
         """Keep every channel of a label."""

@@ -185,15 +185,14 @@ def _reduce(to: Recorder, function: Any, args: Any, kwargs: Any, result: Any) ->
     at = given.get("dim")
     value = kwargs.get("dim", args[at] if at is not None and at < len(args) else None)
     along = _dims(value, source.dim())
-    labels = []
+    labels, lost = [], []
     for label in to.labels(source):
-        if varying(label) & along:
-            to.lock_label(label, f"reduced over in {to.place}")
-        else:
-            labels.append(label)
+        (lost if varying(label) & along else labels).append(label)
     for made in tree_leaves(result):
         if not isinstance(made, Tensor):
             continue
+        for label in lost:  # attention weights averaged over heads are mostly thrown away
+            to.lock_if_read(made, label, f"reduced over in {to.place}")
         if made.dim() == source.dim():
             to.set(made, labels)
         else:

@@ -60,6 +60,13 @@ def swin():
     return settled(SwinTransformer([2, 2], 16, [2, 2], [2, 4], [4, 4], num_classes=10))
 
 
+def densenet():
+    from torchvision.models import DenseNet
+
+    torch.manual_seed(0)
+    return settled(DenseNet(8, (3, 3), 16, num_classes=10))
+
+
 def vgg():
     from torchvision.models.vgg import VGG, make_layers
 
@@ -76,6 +83,7 @@ CASES = {  # how to build it, and the side of its images
     "mobilenet_v2": (lambda: torchvision_model("mobilenet_v2"), 32),
     "mobilenet_v3_small": (lambda: torchvision_model("mobilenet_v3_small"), 32),
     "densenet121": (lambda: torchvision_model("densenet121"), 32),
+    "densenet": (densenet, 32),
     "efficientnet_b0": (lambda: torchvision_model("efficientnet_b0"), 32),
     "vgg": (vgg, 32),
     "regnet_y_400mf": (lambda: torchvision_model("regnet_y_400mf"), 32),
