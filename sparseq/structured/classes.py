@@ -86,6 +86,11 @@ def varying(label: Tensor) -> frozenset[int]:
     return frozenset(d for d, size in enumerate(label.shape) if size > 1)
 
 
+def padded(label: Tensor, dims: int) -> Tensor:
+    """A label of a tensor with leading dimensions of one added."""
+    return label.reshape([1] * (dims - label.dim()) + list(label.shape))
+
+
 def compress(full: Tensor) -> Tensor:
     """A label with dimensions along which it is the same cut to one place."""
     for d, size in enumerate(full.shape):

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from sparseq.structured.classes import varying
-
-if TYPE_CHECKING:
-    from sparseq.structured.record import Recorder
+from sparseq.structured.record import Product, Recorder
 
 
 def _convolution(to: Recorder, _f: Any, args: Any, _k: Any, result: Tensor) -> None:
-    from sparseq.structured.record import Product
-
     source, weight, bias = args[:3]
     transposed, groups = args[6], args[8]
     dims = source.dim()
@@ -102,8 +98,6 @@ def _meet(to: Recorder, read: list[Tensor], ins: list[Tensor]) -> None:
 
 def _matmul(to: Recorder, first: Tensor, second: Tensor, bias: Any, result: Tensor) -> None:
     """`[..., M, K]` times `[..., K, N]`, with as many dimensions."""
-    from sparseq.structured.record import Product
-
     classes, dims = to.notes.classes, first.dim()
     rows, columns = dims - 2, dims - 1
     left = [a for a in to.labels(first) if columns in varying(a)]

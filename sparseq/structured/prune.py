@@ -223,7 +223,18 @@ def _within(
     for _ in range(24):
         middle = (low + high) / 2
         low, high = (low, middle) if left(middle) <= target else (middle, high)
-    return select(groups, high)
+    # many sets change at once there, in steps of round_to: those go on whose loss is least
+    less, more = select(groups, low), select(groups, high)
+
+    def lost(i: int) -> float:
+        group, _, values = groups[i]
+        return float(values[np.isin(group.channels, np.setdiff1d(more[i], less[i]))].sum())
+
+    for i in sorted(range(len(groups)), key=lost):
+        if graph.macs(np.concatenate([nothing, *less]), classes) <= target:
+            break
+        less[i] = more[i]
+    return less
 
 
 def _culprits(gone: Sequence[Ids], error: Any) -> dict[int, str]:

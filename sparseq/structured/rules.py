@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from sparseq.structured.classes import FIXED, compress, varying
+from sparseq.structured.classes import FIXED, compress, padded, varying
+from sparseq.structured.norms import NORMS
 from sparseq.structured.products import PRODUCTS
 from sparseq.structured.record import Recorder
 
@@ -67,11 +68,6 @@ def follow(
     rule(to, function, args, kwargs, result)
 
 
-def _padded(label: Tensor, dims: int) -> Tensor:
-    """A label of a tensor with leading dimensions of one added."""
-    return label.reshape([1] * (dims - label.dim()) + list(label.shape))
-
-
 def _elementwise(to: Recorder, _f: Any, args: Any, kwargs: Any, result: Any) -> None:
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     for made in tree_leaves(result):
@@ -80,10 +76,10 @@ def _elementwise(to: Recorder, _f: Any, args: Any, kwargs: Any, result: Any) -> 
         dims, labels = made.dim(), []
         fitting = [t for t in tensors if t.dim() <= dims]
         for tensor in fitting:
-            labels += [_padded(label, dims) for label in to.labels(tensor)]
+            labels += [padded(label, dims) for label in to.labels(tensor)]
         for tensor in fitting:  # what has as many places but no channels cannot shrink along
             shape = [1] * (dims - tensor.dim()) + list(tensor.shape)
-            own = frozenset().union(*(varying(_padded(a, dims)) for a in to.labels(tensor)))
+            own = frozenset().union(*(varying(padded(a, dims)) for a in to.labels(tensor)))
             for label in labels:
                 if any(shape[d] > 1 and d not in own for d in varying(label)):
                     to.lock_label(label, f"combined with a tensor of fixed size in {to.place}")
@@ -107,11 +103,12 @@ def _move(to: Recorder, function: Any, args: Any, kwargs: Any, result: Any) -> N
     made: list[list[Tensor]] = [[] for _ in outs]
     if any(to.labels(t) for t in tree_leaves(args[1:])):
         to.lock(args[1:], f"used as an index in {to.place}")
+    rest = tree_map(lambda a: a.cpu() if isinstance(a, Tensor) else a, args[1:])  # labels are there
     for label in to.labels(source):
         if _cuts(to, function, args, label, source.shape):
             continue
         full = label.expand(source.shape).contiguous()
-        moved = [t for t in tree_leaves(function(full, *args[1:], **kwargs))]
+        moved = [t for t in tree_leaves(function(full, *rest, **kwargs))]
         for place, part in zip(made, moved, strict=True):
             short = compress(part)
             if len(varying(short)) > len(varying(label)):
@@ -185,7 +182,8 @@ def _reduce(to: Recorder, function: Any, args: Any, kwargs: Any, result: Any) ->
     at = given.get("dim")
     value = kwargs.get("dim", args[at] if at is not None and at < len(args) else None)
     along = _dims(value, source.dim())
-    labels, lost = [], []
+    labels: list[Tensor] = []
+    lost: list[Tensor] = []
     for label in to.labels(source):
         (lost if varying(label) & along else labels).append(label)
     for made in tree_leaves(result):
@@ -258,52 +256,6 @@ def _pad(to: Recorder, _f: Any, args: Any, _k: Any, result: Tensor) -> None:
     to.set(result, labels)
 
 
-def _batch_norm(to: Recorder, _f: Any, args: Any, _k: Any, result: Any) -> None:
-    source = args[0]
-    labels = list(to.labels(source))
-    shape = [-1 if d == 1 else 1 for d in range(source.dim())]
-    own = [a.reshape(shape) for t in args[1:5] for a in to.labels(t)]
-    if own and not any(1 in varying(a) for a in labels):
-        for label in own:
-            to.lock_label(label, f"normalises a tensor of fixed size in {to.place}")
-    made = next(t for t in tree_leaves(result) if isinstance(t, Tensor))
-    to.set(made, [*labels, *own])
-
-
-def _layer_norm(to: Recorder, function: Any, args: Any, _k: Any, result: Any) -> None:
-    source, shape = args[0], args[1]
-    labels = list(to.labels(source))
-    along = set(range(source.dim() - len(shape), source.dim()))
-    own = [_padded(a, source.dim()) for t in args[2:4] for a in to.labels(t)]
-    for label in [*labels, *own]:
-        if varying(label) & along:
-            to.notes.norms.append((label.reshape(-1), to.place))
-    for label in own:
-        if not any(varying(label) & varying(a) for a in labels):
-            to.lock_label(label, f"normalises a tensor of fixed size in {to.place}")
-    made = next(t for t in tree_leaves(result) if isinstance(t, Tensor))
-    to.set(made, [*labels, *own])
-
-
-def _group_norm(to: Recorder, _f: Any, args: Any, _k: Any, result: Any) -> None:
-    source, channels, groups = args[0], args[4], args[6]
-    labels = list(to.labels(source))
-    shape = [-1 if d == 1 else 1 for d in range(source.dim())]
-    own = [a.reshape(shape) for t in args[1:3] for a in to.labels(t)]
-    if own and not any(1 in varying(a) for a in labels):
-        for label in own:
-            to.lock_label(label, f"normalises a tensor of fixed size in {to.place}")
-    for label in [*labels, *own]:
-        if varying(label) == {1} and groups == 1:
-            to.notes.norms.append((label.reshape(-1), to.place))
-        elif varying(label) == {1} and groups < channels:
-            to.notes.groups.append((label.reshape(groups, -1), to.place))
-        elif varying(label) & set(range(2, source.dim())):
-            to.lock_label(label, f"normalised over in {to.place}")
-    made = next(t for t in tree_leaves(result) if isinstance(t, Tensor))
-    to.set(made, [*labels, *own])
-
-
 def _embedding(to: Recorder, _f: Any, args: Any, _k: Any, result: Tensor) -> None:
     labels = []
     for label in to.labels(args[0]):
@@ -324,16 +276,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_ALONG, _along),
     **PRODUCTS,
+    **NORMS,
     "as_strided": _strided,
     "cat": _cat,
     "stack": _cat,
     "constant_pad_nd": _pad,
-    "native_batch_norm": _batch_norm,
-    "_native_batch_norm_legit": _batch_norm,
-    "_native_batch_norm_legit_no_training": _batch_norm,
-    "cudnn_batch_norm": _batch_norm,
-    "native_layer_norm": _layer_norm,
-    "_fused_rms_norm": _layer_norm,
-    "native_group_norm": _group_norm,
     "embedding": _embedding,
 }

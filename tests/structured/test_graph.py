@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import CASES, example
+from channel_cases import CASES, example
 from torch import nn
 
 from sparseq.structured import ChannelGraph
@@ -114,8 +114,12 @@ def test_a_shared_layer_couples_what_it_makes():
 
 
 def test_squeeze_and_excitation():
+    def excited(m, x):
+        y = m.a(x)
+        return m.out(y * m.up(m.down(y.mean((2, 3), keepdim=True)).relu()).sigmoid())
+
     model = Wrapped(
-        lambda m, x: m.out((y := m.a(x)) * m.up(m.down(y.mean((2, 3), keepdim=True)).relu()).sigmoid()),
+        excited,
         a=nn.Conv2d(3, 8, 1), down=nn.Conv2d(8, 4, 1), up=nn.Conv2d(4, 8, 1),
         out=nn.Conv2d(8, 2, 1),
     )  # fmt: skip

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from networks import CASES, example
+from channel_cases import CASES, example
 from torch import nn
 from torch.nn import functional
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import CASES, example
+from channel_cases import CASES, example
 from torch import nn
 
 import sparseq
@@ -28,7 +28,16 @@ def magnitude_of(model, names):
     return found
 
 
-NETWORKS = ["resnet18", "mobilenet_v3_small", "densenet", "vgg", "vit", "convnext", "swin", "timm vit"]
+NETWORKS = [
+    "resnet18",
+    "mobilenet_v3_small",
+    "densenet",
+    "vgg",
+    "vit",
+    "convnext",
+    "swin",
+    "timm vit",
+]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
