@@ -23,13 +23,14 @@ from sparseq.flow import (
     save,
 )
 from sparseq.ptq import AdaRound, PTQReport, ptq
-from sparseq.spec import NM, Layer, Plan, Quant, Unstructured
+from sparseq.spec import NM, Block, Layer, Plan, Quant, Unstructured
 
 __version__ = "0.1.0"
 
 __all__ = [
     "NM",
     "AdaRound",
+    "Block",
     "Budget",
     "Diagnosis",
     "Explanation",
