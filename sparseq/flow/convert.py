@@ -125,7 +125,8 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         A new model in eval mode.
 
     Raises:
-        ValueError: an input without a range, a mask without its ranking, or a weight too large for its layer's dtype.
+        ValueError: an input without a range, a mask without its ranking, or a weight too large for
+            its layer's dtype.
     """
     for name, (mask, _) in named_masks(model).items():
         if mask.needs_data and not mask.settled:
