@@ -35,7 +35,7 @@ PLANS = {
         "0": "blocks of 4 x 2 need multiples of these, got 8 outputs x 3 inputs",
     },
     Block(8, 1): {
-        "1": "blocks of 8 x 1 need multiples of these, got 4 outputs x 4 inputs in each of 2 groups",
+        "1": "blocks of 8 x 1 need multiples of these, got 4 outputs x 4 inputs in each of 2",
         "3": "blocks of 8 x 1 need multiples of these, got 4 outputs x 32 inputs",
     },
     Unstructured(0.0): dict.fromkeys("013", "sparsity 0 in the plan"),
