@@ -85,7 +85,8 @@ def sparsity_plan(
                 f"sparsity_plan: levels must be Unstructured, got {label!r}: {level.sparsity}"
             )
         ratios[label] = level.sparsity.sparsity
-    layers, rows = layers_of(model), {}
+    layers = layers_of(model)
+    rows: dict[str, list[tuple[float, float]]] = {}
     for row in table.rows:
         if row.candidate not in ratios or row.name not in layers:
             raise ValueError(

@@ -146,7 +146,7 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
             layer.sparseq_reason = swapped  # type: ignore[assignment]
         else:
             if hasattr(layer, "sparseq_dense"):
-                swapped.sparseq_dense = layer.sparseq_dense  # type: ignore[assignment]
+                swapped.sparseq_dense = layer.sparseq_dense
             fast = set_module(fast, name, swapped)
     for name, norm in pairs.items():
         _fold(fast.get_submodule(name), *affine_of(fast.get_submodule(norm)))

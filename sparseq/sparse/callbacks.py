@@ -57,7 +57,7 @@ def lightning_callback(schedule: PruningSchedule, every: int | None = None) -> A
         ValueError: every is no positive number.
     """
     _check("lightning_callback", schedule, every)
-    base = _lightning()
+    base: Any = _lightning()
 
     class LightningPruning(base):  # type: ignore[misc, unused-ignore]
         """Steps a PruningSchedule."""
