@@ -183,8 +183,11 @@ def write(found: Found, folder: Path) -> None:
             f"| {name} | {row['accuracy']:.2f} | {drop:.2f} | {shown} | {100 * row['zeros']:.1f} | "
             f"{row['megabytes']:.3f} | {row['seconds']:.0f} |"
         )
-    dense = {n: why for row in found.values() for n, why in row["dense"].items()}
-    left = [f"- {name}: {why}" for name, why in dense.items()]
+    left = [
+        f"- {name}: " + "; ".join(f"{layer}: {why}" for layer, why in row["dense"].items())
+        for name, row in found.items()
+        if row["dense"]
+    ]
     about = [f"- {key}: {value}" for key, value in stamp.items()]
     intro = (
         "CIFAR-10's test images. All from the committed float network. Iterative: "
@@ -194,7 +197,7 @@ def write(found: Found, folder: Path) -> None:
         "convolutions and the classifier; files hold float32. Seconds on cores that other work "
         "shared; of a stage that was interrupted, since it went on."
     )
-    parts = ["# cifar10_pruning", "", intro, "", *lines, "", "Left dense by 2:4:", "", *left, ""]
+    parts = ["# cifar10_pruning", "", intro, "", *lines, "", "Layers left dense:", "", *left, ""]
     text = "\n".join([*parts, *about, ""])
     with atomic_path(folder / "cifar10_pruning.json") as path:
         path.write_text(json.dumps({"environment": stamp, "results": found}, indent=1) + "\n")

@@ -88,7 +88,7 @@ class Lottery:
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         left = [100 * (1 - row.sparsity) for row in self.rows]
-        start = "its first weights" if self.rewind == 0 else f"those of step {self.rewind}"
+        start = "its first weights" if self.rewind == 0 else f"the weights of step {self.rewind}"
         axes.plot(left, [row.accuracy for row in self.rows], "o-", color=_TICKET, linewidth=2,
                   label=f"ticket, from {start}")  # fmt: skip
         control = [
