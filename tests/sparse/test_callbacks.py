@@ -118,7 +118,10 @@ def fit_with_transformers(folder, epochs, every, resume=None, watch=None):
         train_dataset=[{"x": x, "labels": i % 2} for i, x in enumerate(X)],
         callbacks=[transformers_callback(schedule, every)],
     )
+    taken, step = [], schedule.step
+    schedule.step = lambda: taken.append(step())
     trainer.train(resume_from_checkpoint=resume)
+    schedule.calls = len(taken)
     return module, schedule
 
 
@@ -134,14 +137,14 @@ def test_transformers_prunes_every_so_many_steps(tmp_path):
     assert watch == shares([0, 0, 0, 1, 1, 1, 2, 2])
 
 
-@pytest.mark.parametrize(("every", "taken"), [(None, 3), (2, 4)])
-def test_transformers_resumes(every, taken, tmp_path):
+@pytest.mark.parametrize(("every", "taken", "calls"), [(None, 3, 1), (2, 4, 0)])
+def test_transformers_resumes(every, taken, calls, tmp_path):
     through, _ = fit_with_transformers(tmp_path / "through", 3, every)
     fit_with_transformers(tmp_path / "cut", 2, every)
     watch = []
     checkpoint = str(tmp_path / "cut" / "checkpoint-8")
     resumed, schedule = fit_with_transformers(tmp_path / "cut", 3, every, checkpoint, watch)
-    assert len(watch) == 4 and schedule.taken == taken
+    assert len(watch) == 4 and schedule.taken == taken and schedule.calls == calls
     for key, value in through.state_dict().items():
         testing.assert_equal(resumed.state_dict()[key], value)
     assert [int((~m.mask).sum()) for m, _ in masks_of(resumed)] == [

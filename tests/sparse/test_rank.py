@@ -186,6 +186,15 @@ def test_scores_that_do_not_fit(scores, error, text):
     assert all(torch.equal(m.mask, b) for (m, _), b in zip(masks_of(model), before, strict=True))
 
 
+@pytest.mark.parametrize("spec", [Unstructured(0.5), Block(2, 2, 0.5)], ids=str)
+def test_nothing_comes_back_where_less_is_asked_for(spec):
+    model = model_of(spec)
+    before = [mask.mask.clone() for mask, _ in masks_of(model)]
+    update_masks(model, 0.5)
+    for (mask, _), held in zip(masks_of(model), before, strict=True):
+        testing.assert_equal(mask.mask, held)
+
+
 def test_pairs_have_no_names_for_scores():
     pairs = masks_of(model_of(Unstructured(0.5)))
     with pytest.raises(TypeError, match="update_masks: masks must be a model where scores"):

@@ -90,6 +90,26 @@ def test_weights_masked_before_have_gradients_and_nothing_of_the_model_moves():
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_a_layer_called_twice_counts_once_with_the_whole_gradient():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.layer(self.layer(x).tanh())
+
+    model, data = Twice(), [(torch.randn(8, 6), torch.randint(0, 6, (8,)))]
+    x, y = data[0]
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), y), [model.layer.weight])
+    energy = x.square().sum(0) + model.layer(x).tanh().square().sum(0)
+    weight = model.layer.weight.detach()
+    prepare(model, Plan({"*": Layer(sparsity=Unstructured(0.0))}))
+    torch.testing.assert_close(score(model, data, "taylor")["layer"], (weight * gradient) ** 2)
+    wanted = weight.abs() * energy.detach().sqrt()
+    torch.testing.assert_close(score(model, data, "wanda")["layer"], wanted)
+
+
 @pytest.mark.parametrize(
     "layer",
     [
