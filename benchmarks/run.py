@@ -1,7 +1,7 @@
 """Run a benchmark file and write benchmarks/results/<name>.{json,md}, stamped with the environment.
 
-usage: run.py [ops | gemm | models | export | qat | roof | transformer | cifar10 DATA.npz |
-       structured [DATA.npz]]
+usage: run.py [ops | gemm | models | export | qat | roof | transformer | structured [DATA.npz] |
+               {cifar10 | cifar10_pruning} DATA.npz]
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ def main() -> None:
         import transformer
 
         return transformer.main()
+    if name == "cifar10_pruning":
+        import cifar10_pruning
+
+        return cifar10_pruning.main(sys.argv[2:])
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", "pytest", "-q", str(HERE / f"{name}.py")]
         environment = {**os.environ, "PYTHONPATH": str(HERE)}

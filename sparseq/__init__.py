@@ -23,7 +23,7 @@ from sparseq.flow import (
     save,
 )
 from sparseq.ptq import AdaRound, PTQReport, ptq
-from sparseq.spec import NM, Channels, Layer, Plan, Quant, Unstructured
+from sparseq.spec import NM, Block, Channels, Layer, Plan, Quant, Unstructured
 from sparseq.structured import (
     ChannelGraph,
     ChannelReport,
@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "NM",
     "AdaRound",
+    "Block",
     "Budget",
     "ChannelGraph",
     "ChannelReport",

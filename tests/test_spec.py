@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseq import NM, Layer, Plan, Quant, Unstructured
-from sparseq.spec import DTYPES
+from sparseq import NM, Block, Layer, Plan, Quant, Unstructured
+from sparseq.spec import CRITERIA, DTYPES
 
 quants = st.builds(
     Quant,
@@ -26,16 +26,27 @@ inputs = st.builds(
     symmetric=st.booleans(),
     learned=st.booleans(),
 )
-nms = st.integers(2, 16).flatmap(lambda m: st.builds(NM, st.integers(1, m - 1), st.just(m)))
-unstructured = st.builds(
-    Unstructured, st.floats(0, 1, exclude_max=True), st.sampled_from(("global", "local"))
+criteria = st.sampled_from(CRITERIA)
+shares = st.floats(0, 1, exclude_max=True)
+nms = st.integers(2, 16).flatmap(
+    lambda m: (
+        st.builds(NM, st.integers(1, m - 1), st.just(m), criteria)
+        | st.builds(NM, st.integers(1, m - 1), st.just(m), refined=st.floats(0, 1))
+    )
+)
+scopes = st.sampled_from(("global", "local", "output"))
+sizes = st.integers(1, 64)
+sparsities = (
+    nms
+    | st.builds(Unstructured, shares, scopes, criteria)
+    | st.builds(Block, sizes, sizes, shares, st.sampled_from(("global", "local")), criteria)
 )
 layers = st.builds(
     Layer,
     weight=st.none() | quants,
     input=st.none() | inputs,
-    sparsity=st.none() | nms | unstructured,
-) | st.builds(Layer, sparsity=st.none() | nms | unstructured, dtype=st.sampled_from(DTYPES))
+    sparsity=st.none() | sparsities,
+) | st.builds(Layer, sparsity=st.none() | sparsities, dtype=st.sampled_from(DTYPES))
 plans = st.builds(Plan, st.dictionaries(st.text(), st.none() | layers, min_size=1))
 
 
@@ -96,9 +107,20 @@ def test_group_size_implies_axis_0():
         (lambda: Unstructured(float("nan")), "sparsity must .* got nan"),
         (lambda: Unstructured("half"), "sparsity must .* got 'half'"),
         (lambda: Unstructured(0.5, "layer"), "scope must be one of .* got 'layer'"),
+        (lambda: Unstructured(criterion="best"), "Unstructured: criterion must be one of .*'best'"),
+        (lambda: NM(criterion=None), "NM: criterion must be one of .* got None"),
+        (lambda: NM(refined=-1), "NM: refined must be at least 0, got -1"),
+        (lambda: NM(refined=True), "refined must be at least 0, got True"),
+        (lambda: NM(refined=float("nan")), "refined must be at least 0, got nan"),
+        (lambda: NM(refined=1e-4, criterion="snip"), "\"magnitude\" with refined, got 'snip'"),
+        (lambda: Block(0, 4), "Block: rows must be a whole number of at least 1, got 0"),
+        (lambda: Block(4, 2.0), "Block: columns must .* got 2.0"),
+        (lambda: Block(4, 4, 1.0), r"Block: sparsity must be in \[0, 1\), got 1.0"),
+        (lambda: Block(4, 4, scope="output"), "Block: scope must be one of .* got 'output'"),
+        (lambda: Block(4, 4, criterion="L1"), "Block: criterion must be one of .* got 'L1'"),
         (lambda: Layer(weight=8), "Layer: weight must be a Quant or None, got 8"),
         (lambda: Layer(input=NM(2, 4)), "input must be a Quant or None, got NM"),
-        (lambda: Layer(sparsity=0.5), "sparsity must be NM, Unstructured or None, got 0.5"),
+        (lambda: Layer(sparsity=0.5), "sparsity must be NM, Unstructured, Block or None, got 0.5"),
         (lambda: Layer(input=Quant(axis=0)), "input must be per tensor"),
         (lambda: Layer(input=Quant(group_size=8)), "input must be per tensor"),
         (
@@ -201,6 +223,15 @@ def test_a_pattern_without_a_layer_is_an_error(pattern):
 def test_json_of_a_plan_without_dtype_is_as_it_always_was():
     text = Plan({"*": Layer(sparsity=NM(2, 4))}).to_json()
     assert json.loads(text)["rules"]["*"] == {"sparsity": {"type": "NM", "n": 2, "m": 4}}
+
+
+def test_what_came_later_is_said_only_where_it_differs():
+    text = Plan({"*": Layer(sparsity=Unstructured(0.5))}).to_json()
+    wanted = {"type": "Unstructured", "sparsity": 0.5, "scope": "global"}
+    assert json.loads(text)["rules"]["*"]["sparsity"] == wanted
+    assert repr(NM(2, 4)) == "NM(n=2, m=4)"
+    assert repr(NM(2, 4, refined=2e-4)) == "NM(n=2, m=4, refined=0.0002)"
+    assert repr(Unstructured(criterion="snip")).endswith("scope='global', criterion='snip')")
 
 
 def test_sparsity_of_nm():

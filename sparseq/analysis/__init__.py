@@ -4,6 +4,7 @@ from sparseq.analysis.budget import Budget
 from sparseq.analysis.candidates import CANDIDATES
 from sparseq.analysis.diagnose import diagnose
 from sparseq.analysis.diagnosis import Diagnosis, DiagnosisRow, PartRow
+from sparseq.analysis.ratios import sparsity_levels, sparsity_plan
 from sparseq.analysis.search import Found, search
 from sparseq.analysis.sensitivity import Sensitivity, SensitivityRow, sensitivity
 
@@ -19,4 +20,6 @@ __all__ = [
     "diagnose",
     "search",
     "sensitivity",
+    "sparsity_levels",
+    "sparsity_plan",
 ]

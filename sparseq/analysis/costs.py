@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparseq.analysis.batches import Batch
 from sparseq.analysis.network import Network
+from sparseq.batches import Batch
 from sparseq.bench import compare, size_mb
 from sparseq.flow.encodings import encode
 from sparseq.flow.storage import save

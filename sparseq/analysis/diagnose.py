@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseq.analysis.batches import Batch, Criterion, Loss, Mean, Ratio, read_batches
 from sparseq.analysis.diagnosis import Diagnosis, DiagnosisRow, PartRow
+from sparseq.analysis.loss import Criterion, Loss, Mean, Ratio
 from sparseq.analysis.network import Network
 from sparseq.analysis.unit import PARTS, Pair, Unit
+from sparseq.batches import Batch, read_batches
 from sparseq.flow.fold import batch_norms
 from sparseq.flow.prepare import layers_of, prepare
 from sparseq.nn import SparseQuantLayer

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparseq.analysis.batches import Batch, output_of
+from sparseq.batches import Batch, output_of
 from sparseq.flow.convert import set_module
 
 Listener = Callable[[str, Any, Any, Tensor], None]

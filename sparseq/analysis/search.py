@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseq.analysis.batches import Batch, Loss, output_of, read_batches
 from sparseq.analysis.budget import Budget
 from sparseq.analysis.candidates import Candidates, named, pattern
 from sparseq.analysis.costs import (
@@ -23,8 +22,10 @@ from sparseq.analysis.costs import (
 )
 from sparseq.analysis.diagnose import plain_copy
 from sparseq.analysis.knapsack import Point, frontier
+from sparseq.analysis.loss import Loss
 from sparseq.analysis.sensitivity import Progress, Sensitivity, measure
 from sparseq.analysis.table import text_table
+from sparseq.batches import Batch, output_of, read_batches
 from sparseq.flow.calibrate import calibrate
 from sparseq.flow.convert import convert
 from sparseq.flow.prepare import input_quantizers, prepare

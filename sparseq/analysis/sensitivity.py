@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseq.analysis.batches import Batch, Criterion, Loss, Mean, Ratio, read_batches
 from sparseq.analysis.candidates import Candidates, does_nothing, named
 from sparseq.analysis.diagnose import plain_copy
+from sparseq.analysis.loss import Criterion, Loss, Mean, Ratio
 from sparseq.analysis.network import Network
 from sparseq.analysis.table import decibel, plain, text_table
+from sparseq.batches import Batch, read_batches
 from sparseq.spec import Layer
 
 Progress = Callable[[int, int], None]

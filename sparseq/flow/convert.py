@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sparseq.flow.dense import remember
 from sparseq.flow.fold import affine_of, batch_norms
 from sparseq.flow.precision import lift, own_dtype, store
 from sparseq.flow.prepare import (
@@ -20,6 +21,7 @@ from sparseq.flow.prepare import (
 from sparseq.nn import InputGrid, SparseQuantLayer, integer_type, outputs_first
 from sparseq.packed import PackedWeight
 from sparseq.quant import FakeQuantize
+from sparseq.sparse import named_masks
 
 
 def set_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
@@ -123,9 +125,17 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         A new model in eval mode.
 
     Raises:
-        ValueError: an input without a range, or a weight too large for its layer's dtype.
+        ValueError: an input without a range, a mask without its ranking, or a weight too large for
+            its layer's dtype.
     """
+    for name, (mask, _) in named_masks(model).items():
+        if mask.needs_data and not mask.settled:
+            raise ValueError(
+                f"convert: the mask of {name} was not ranked yet: run update_masks(model, "
+                "scores=sparse.score(model, batches)) or a PruningSchedule first"
+            )
     fast = copy.deepcopy(model).eval()
+    remember(fast)
     pairs, untraced = batch_norms(fast)
     for name, layer in layers_of(fast).items():
         swapped = _integer_layer(name, layer)
@@ -135,6 +145,8 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
                 _bake(layer)
             layer.sparseq_reason = swapped  # type: ignore[assignment]
         else:
+            if hasattr(layer, "sparseq_dense"):
+                swapped.sparseq_dense = layer.sparseq_dense
             fast = set_module(fast, name, swapped)
     for name, norm in pairs.items():
         _fold(fast.get_submodule(name), *affine_of(fast.get_submodule(norm)))

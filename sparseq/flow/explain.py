@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import sparseq._C as core
+from sparseq.flow.dense import UNPLANNED, dense_layers
 from sparseq.flow.precision import emulated, own_dtype
-from sparseq.flow.prepare import layers_of, refusal_to_prepare, sparsity_refusal, transform_of
+from sparseq.flow.prepare import layers_of, refusal_to_prepare, transform_of
 from sparseq.nn import SparseQuantEmbedding, SparseQuantLayer
 from sparseq.quant import FakeQuantize
 from sparseq.sparse import Mask
@@ -18,13 +19,17 @@ from sparseq.spec import Layer, Quant
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its name and kind, which kernel runs, its share of zeros, and notes."""
+    """One layer: its name and kind, which kernel runs, its share of zeros, and notes.
+
+    dense says why all of its weights are kept where others of the model are pruned.
+    """
 
     name: str
     kind: str
     kernel: str
     sparsity: float
     note: str
+    dense: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,11 @@ class Explanation:
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def dense(self) -> dict[str, str]:
+        """By layer why it stays dense, in a model that has sparsity."""
+        return {row.name: row.dense for row in self.rows if row.dense}
 
     def __str__(self) -> str:
         """The table as text."""
@@ -51,7 +61,7 @@ def _scheme(spec: Quant) -> str:
     return f"{sign}{spec.bits}" + ("" if spec.symmetric else " asymmetric")
 
 
-def _integer_row(name: str, layer: SparseQuantLayer) -> Row:
+def _integer_row(name: str, layer: SparseQuantLayer, dense: str) -> Row:
     values, zero = layer.weight_values, layer.weight_zero_point
     stored = (
         values
@@ -69,10 +79,13 @@ def _integer_row(name: str, layer: SparseQuantLayer) -> Row:
         kernel = layer.kernel
     elif layer.kernel == "float32":
         kernel = "float32 on dequantised weight"
-    return Row(name, type(layer).__name__, kernel, zeros, f"{note}; {layer.choice.reason}")
+    note = f"{note}; {layer.choice.reason}"
+    if dense and dense != UNPLANNED:
+        note += f"; dense: {dense}"
+    return Row(name, type(layer).__name__, kernel, zeros, note, dense)
 
 
-def _float_row(name: str, layer: nn.Module) -> Row:
+def _float_row(name: str, layer: nn.Module, dense: str) -> Row:
     weight: torch.Tensor = layer.weight  # type: ignore[assignment]
     zeros = float((weight.detach() == 0).float().mean()) if weight.numel() else 0.0
     plan: Layer = getattr(layer, "sparseq_layer", Layer())
@@ -85,8 +98,7 @@ def _float_row(name: str, layer: nn.Module) -> Row:
         notes.append(f"input {_scheme(spec)}" + (" dynamic" if spec.dynamic else ""))
     if mask is not None:
         notes.append(f"mask {mask.spec}")
-    dense = None if plan.sparsity is None else sparsity_refusal(layer, plan.sparsity)
-    if dense:
+    if dense and dense != UNPLANNED:
         notes.append(f"dense: {dense}")
     if plan.input is not None and isinstance(layer, nn.Embedding):
         notes.append("its input are indices: not quantised")
@@ -104,9 +116,8 @@ def _float_row(name: str, layer: nn.Module) -> Row:
     if not notes:
         notes.append("float: not in the plan")
     kernel = str(weight.dtype).removeprefix("torch.")
-    return Row(
-        name, type(layer).__name__.removeprefix("Parametrized"), kernel, zeros, "; ".join(notes)
-    )
+    kind = type(layer).__name__.removeprefix("Parametrized")
+    return Row(name, kind, kernel, zeros, "; ".join(notes), dense)
 
 
 def explain(model: nn.Module) -> Explanation:
@@ -116,12 +127,14 @@ def explain(model: nn.Module) -> Explanation:
         model: float, prepared or converted.
 
     Returns:
-        A table; `print(explain(model))` shows it, `.rows` holds it.
+        A table; `print(explain(model))` shows it, `.rows` holds it, and `.dense` says by layer why
+        it stays dense where the model has sparsity.
     """
+    dense = dense_layers(model)
     rows = [
-        _integer_row(name, layer)
+        _integer_row(name, layer, dense.get(name, ""))
         if isinstance(layer, SparseQuantLayer)
-        else _float_row(name, layer)
+        else _float_row(name, layer, dense.get(name, ""))
         for name, layer in layers_of(model, converted=True).items()
     ]
     unfolded = getattr(model, "sparseq_unfolded", None)

@@ -23,7 +23,7 @@ from sparseq.quant import DynamicQuantize, FakeQuantize
 from sparseq.quant.memory import forget_input
 from sparseq.reference import scale_shape
 from sparseq.sparse import Mask, SwapChannels, serves, update_masks
-from sparseq.spec import NM, Layer, Plan, Quant, Sparsity
+from sparseq.spec import Block, Layer, Plan, Quant, Sparsity, Unstructured
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -78,11 +78,22 @@ def refusal_to_prepare(layer: nn.Module) -> str | None:
 
 def sparsity_refusal(layer: nn.Module, spec: Sparsity) -> str | None:
     """Why a layer stays dense, or None."""
-    if not isinstance(spec, NM):
+    if isinstance(spec, Unstructured):
         return None
+    weight = outputs_first(layer, original_weight(layer))
+    if isinstance(spec, Block):
+        if isinstance(layer, nn.Embedding):
+            return "blocks are for products, and this is a table"
+        groups = getattr(layer, "groups", 1)  # a block of two groups' outputs would read no input
+        if serves(spec, weight) and weight.shape[0] // groups % spec.rows == 0:
+            return None
+        each = "" if groups == 1 else f" in each of {groups} groups"
+        return (
+            f"blocks of {spec.rows} x {spec.columns} need multiples of these, got "
+            f"{weight.shape[0] // groups} outputs x {weight.shape[1]} inputs{each}"
+        )
     if isinstance(layer, nn.Embedding):
         return f"{spec.n}:{spec.m} is for products, and this is a table"
-    weight = outputs_first(layer, original_weight(layer))
     if serves(spec, weight):
         return None
     return f"{spec.n}:{spec.m} needs a multiple of {spec.m} inputs, got {weight.shape[1]}"
@@ -250,7 +261,8 @@ def prepare(model: Model, plan: Plan) -> Model:
     take_attentions(model, chosen)
     layers = layers_of(model)
     new = [pair for name, wanted in chosen.items() for pair in attach(name, layers[name], wanted)]
-    update_masks(new)
+    # what needs data to be ranked keeps all weights until then
+    update_masks(pair for pair in new if not pair[0].needs_data)
     leave_fused_paths(model)
     return model
 

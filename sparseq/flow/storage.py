@@ -63,6 +63,7 @@ def _structure(model: nn.Module) -> dict[str, Any]:
     identities = [n for n, m in model.named_modules() if type(m) is nn.Identity]
     biased = [n for n, m in layers_of(model).items() if getattr(m, "bias", None) is not None]
     attentions = [n for n, m in model.named_modules() if isinstance(m, MultiheadAttention)]
+    dense = {n: m.sparseq_dense for n, m in model.named_modules() if hasattr(m, "sparseq_dense")}
     return {
         "version": VERSION,
         "integer": integer,
@@ -73,6 +74,7 @@ def _structure(model: nn.Module) -> dict[str, Any]:
         "biased": biased,
         "attentions": attentions,
         "resized": getattr(model, RESIZED, {}),
+        "dense": dense,
     }
 
 
@@ -161,6 +163,8 @@ def _restore_structure(model: Model, header: dict[str, Any]) -> Model:
         restore(name, layers[name], getattr(torch, dtype))
         layers[name].sparseq_layer = wanted  # type: ignore[assignment]
         layers[name].sparseq_reason = f"{dtype} by the plan"  # type: ignore[assignment]
+    for name, reason in header.get("dense", {}).items():  # files of earlier versions have none
+        model.get_submodule(name).sparseq_dense = str(reason)  # type: ignore[assignment]
     leave_fused_paths(model)
     return model
 

@@ -1,83 +1,49 @@
-"""Masks in a model: computing them at once, or step by step in the user's loop."""
+"""Sparsity that rises step by step in the user's loop."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparseq.sparse.mask import Mask, magnitude_masks, nm_mask
-from sparseq.spec import NM, Unstructured
+from sparseq.sparse.update import check_scores, named_masks, rank
+from sparseq.spec import NM
 
-CURVES = ("cubic", "linear", "one_shot")
-
-
-def masks_of(model: nn.Module) -> list[tuple[Mask, Tensor]]:
-    """Every mask of a prepared model with the weight it masks, as trained (before masking).
-
-    Of a transposed convolution the weight is as torch has it, the mask has output channels first:
-    `mask.ordered(weight)` has them first, too.
-    """
-    found = []
-    for module in model.modules():
-        parametrizations = getattr(module, "parametrizations", None)
-        if parametrizations is None or "weight" not in parametrizations:
-            continue
-        chain = parametrizations["weight"]
-        found += [(t, chain.original) for t in chain if isinstance(t, Mask)]
-    return found
-
-
-@torch.no_grad()
-def update_masks(
-    pairs: Iterable[tuple[Mask, Tensor]], fraction: float = 1.0, floor: float = 0.0
-) -> None:
-    """Rank weights anew; what is masked stays masked.
-
-    Args:
-        pairs: masks with their weights, as of `masks_of`; those of one Unstructured global spec are
-            ranked together.
-        fraction: how far each Unstructured mask is on its way from floor to its sparsity, in
-            [0, 1].
-        floor: the sparsity at fraction 0.
-    """
-    ranked: dict[object, list[tuple[Mask, Tensor]]] = {}
-    for mask, weight in pairs:
-        if isinstance(mask.spec, NM):
-            mask.mask.copy_(nm_mask(mask.ordered(weight), mask.spec.n, mask.spec.m))
-        else:
-            together = mask.spec if mask.spec.scope == "global" else mask
-            ranked.setdefault(together, []).append((mask, weight))
-    for members in ranked.values():
-        spec = members[0][0].spec
-        assert isinstance(spec, Unstructured)
-        start = min(floor, spec.sparsity)
-        target = start + (spec.sparsity - start) * fraction
-        weights, so_far = [m.ordered(w) for m, w in members], [m.mask for m, _ in members]
-        for (mask, _), new in zip(members, magnitude_masks(weights, target, so_far), strict=True):
-            mask.mask.copy_(new & mask.mask)
+CURVES = ("cubic", "linear", "one_shot", "geometric")
+Scores = Mapping[str, Tensor]
 
 
 class PruningSchedule:
-    """Raises a prepared model's unstructured sparsity to its plan's target in equal calls.
+    """Raises a prepared model's sparsity to its plan's target in equal calls; N:M masks stay.
 
     At step t of T the sparsity is `start + (target - start) * f(t / T)`: cubic
-    `f(u) = 1 - (1 - u)^3` (Zhu and Gupta 2017, eq. 1), linear `f(u) = u`, or one_shot `f = 1`.
-    Train between the steps. A finished schedule's step changes nothing.
+    `f(u) = 1 - (1 - u)^3` (AGP: Zhu and Gupta 2017, eq. 1), linear `f(u) = u`, or one_shot `f = 1`;
+    geometric drops the same share of what is left in every step, `1 - s_t = (1 - start) *
+    ((1 - target) / (1 - start))^(t / T)`, as is usual where rounds of retraining lie between
+    (Han et al. 2015; Frankle and Carbin 2019). A finished schedule's step changes nothing.
 
     Args:
-        model: prepared with Unstructured sparsity; its masks are reset to `start`.
+        model: prepared with Unstructured or Block sparsity; its masks are reset to `start`.
         steps: calls of `step()` until the target is reached.
-        curve: "cubic", "linear" or "one_shot".
+        curve: "cubic", "linear", "one_shot" or "geometric".
         start: sparsity before the first step.
+        scores: by layer, as `sparse.score` gives them, or a function that gives them anew for each
+            step (a `sparse.Movement` is one); None ranks by the specs' criteria, of which those
+            that need data need scores.
 
     Raises:
-        ValueError: no unstructured mask in the model, or an argument outside of the above.
+        ValueError: no such mask in the model, missing scores, or an argument outside of the above.
     """
 
     def __init__(
-        self, model: nn.Module, steps: int, curve: str = "cubic", start: float = 0.0
+        self,
+        model: nn.Module,
+        steps: int,
+        curve: str = "cubic",
+        start: float = 0.0,
+        scores: Scores | Callable[[], Scores] | None = None,
     ) -> None:
         if steps < 1:
             raise ValueError(f"PruningSchedule: steps must be at least 1, got {steps}")
@@ -85,16 +51,55 @@ class PruningSchedule:
             raise ValueError(f"PruningSchedule: curve must be one of {CURVES}, got {curve!r}")
         if not 0 <= start < 1:
             raise ValueError(f"PruningSchedule: start must be in [0, 1), got {start}")
-        self._pairs = [p for p in masks_of(model) if isinstance(p[0].spec, Unstructured)]
+        found = named_masks(model)
+        self._all = found
+        self._pairs = {n: pair for n, pair in found.items() if not isinstance(pair[0].spec, NM)}
         if not self._pairs:
             raise ValueError(
-                "PruningSchedule: model must be prepared with Unstructured sparsity, "
+                "PruningSchedule: model must be prepared with Unstructured sparsity or Block's, "
                 "got no such mask"
             )
+        for name, (mask, _) in self._pairs.items():
+            if mask.needs_data and scores is None:
+                raise ValueError(
+                    f"PruningSchedule: scores must be given, got None: {name}'s criterion "
+                    f"{mask.spec.criterion!r} needs data"
+                )
         self.steps, self.curve, self.start, self.taken = steps, curve, start, 0
-        for mask, _ in self._pairs:
+        self._scores = scores
+        before = {name: mask.mask.clone() for name, (mask, _) in self._pairs.items()}
+        for mask, _ in self._pairs.values():
             mask.mask.fill_(True)
-        update_masks(self._pairs, 0.0, start)
+        try:
+            self._rank()
+        except BaseException:
+            self._restore(before)
+            raise
+
+    def target(self, sparsity: float) -> float:
+        """What a mask's share of zeros is after the steps taken so far.
+
+        Args:
+            sparsity: of its spec.
+        """
+        if self.done:
+            return sparsity
+        start, u = min(self.start, sparsity), self.taken / self.steps
+        if self.curve == "geometric":
+            left: float = (1 - start) * ((1 - sparsity) / (1 - start)) ** u
+            return 1 - left
+        risen = {"cubic": 1 - (1 - u) ** 3, "linear": u, "one_shot": float(u > 0)}[self.curve]
+        return start + (sparsity - start) * risen
+
+    def _rank(self) -> None:
+        given = self._scores
+        if callable(given):
+            shares = [self.target(mask.spec.sparsity) for mask, _ in self._pairs.values()]
+            given = given() if max(shares) > 0 else None
+        check_scores(self._all, given or {}, "PruningSchedule")
+        held = {name: s for name, s in (given or {}).items() if name in self._pairs}
+        with torch.no_grad():
+            rank(self._pairs, self.target, held, "PruningSchedule")
 
     @property
     def done(self) -> bool:
@@ -104,14 +109,62 @@ class PruningSchedule:
     @property
     def sparsity(self) -> float:
         """Share of masked elements, over all masks of this schedule."""
-        masked = sum(int((~mask.mask).sum()) for mask, _ in self._pairs)
-        return masked / sum(mask.mask.numel() for mask, _ in self._pairs)
+        masks = [mask.mask for mask, _ in self._pairs.values()]
+        return sum(int((~mask).sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
     def step(self) -> None:
-        """Go one step on; nothing once done."""
+        """Go one step on; nothing once done. Where scores fail, the step was not taken."""
         if self.done:
             return
         self.taken += 1
-        u = self.taken / self.steps
-        fraction = {"cubic": 1 - (1 - u) ** 3, "linear": u, "one_shot": 1.0}[self.curve]
-        update_masks(self._pairs, fraction, self.start)
+        try:
+            self._rank()
+        except BaseException:
+            self.taken -= 1
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps taken and the masks, for `load_state_dict`; save it beside the model's."""
+        return {
+            "taken": self.taken,
+            "steps": self.steps,
+            "curve": self.curve,
+            "start": self.start,
+            "masks": {name: mask.mask.clone() for name, (mask, _) in self._pairs.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another schedule of the same arguments was.
+
+        Args:
+            state: of `state_dict`; without "masks" the model's own are taken to be those of then.
+
+        Raises:
+            ValueError: of a schedule of other arguments, or of another model.
+        """
+        for name in ("steps", "curve", "start"):
+            if state.get(name, getattr(self, name)) != getattr(self, name):
+                raise ValueError(
+                    f"PruningSchedule: state must be of a schedule with {name} = "
+                    f"{getattr(self, name)!r}, got {state[name]!r}"
+                )
+        taken, masks = state.get("taken"), state.get("masks", {})
+        if not isinstance(taken, int) or not 0 <= taken <= self.steps:
+            raise ValueError(
+                f"PruningSchedule: state must have taken from 0 to {self.steps}, got {taken!r}"
+            )
+        wanted = {name: mask.mask.shape for name, (mask, _) in self._pairs.items()}
+        if masks and {name: mask.shape for name, mask in masks.items()} != wanted:
+            raise ValueError(
+                "PruningSchedule: state must hold a mask of each layer's shape for "
+                f"{', '.join(wanted)}; got {', '.join(masks)}"
+            )
+        self.taken = taken
+        self._restore(masks)
+        for mask, _ in self._pairs.values():
+            if self.target(mask.spec.sparsity) > 0:
+                mask.settle()
+
+    def _restore(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            self._pairs[name][0].mask.copy_(mask)

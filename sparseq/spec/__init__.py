@@ -4,15 +4,17 @@ from sparseq.spec.channels import CRITERIA, Channels
 from sparseq.spec.layer import DTYPES, Layer
 from sparseq.spec.plan import Plan
 from sparseq.spec.quant import LEARNED, OBSERVERS, RANGE_OBSERVERS, Quant
-from sparseq.spec.sparsity import NM, Sparsity, Unstructured
+from sparseq.spec.sparsity import CRITERIA, FROM_DATA, NM, Block, Sparsity, Unstructured
 
 __all__ = [
     "CRITERIA",
     "DTYPES",
+    "FROM_DATA",
     "LEARNED",
     "NM",
     "OBSERVERS",
     "RANGE_OBSERVERS",
+    "Block",
     "Channels",
     "Layer",
     "Plan",

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparseq.spec.check import check
 from sparseq.spec.quant import Quant
-from sparseq.spec.sparsity import NM, Sparsity, Unstructured
+from sparseq.spec.sparsity import NM, Block, Sparsity, Unstructured
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -53,10 +53,10 @@ class Layer:
             self.weight,
         )
         check(
-            self.sparsity is None or isinstance(self.sparsity, (NM, Unstructured)),
+            self.sparsity is None or isinstance(self.sparsity, Sparsity),
             "Layer",
             "sparsity",
-            "NM, Unstructured or None",
+            "NM, Unstructured, Block or None",
             self.sparsity,
         )
         check(
@@ -79,10 +79,12 @@ class Layer:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the inverse of `from_dict`."""
         result: dict[str, Any] = {}
-        for name in ("weight", "input", "sparsity"):
+        for name in ("weight", "input"):
             value = getattr(self, name)
             if value is not None:
-                result[name] = {"type": type(value).__name__, **dataclasses.asdict(value)}
+                result[name] = {"type": "Quant", **dataclasses.asdict(value)}
+        if self.sparsity is not None:
+            result["sparsity"] = {"type": type(self.sparsity).__name__, **self.sparsity.said()}
         if self.dtype is not None:
             result["dtype"] = self.dtype
         return result
@@ -90,7 +92,7 @@ class Layer:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Layer:
         """Build a Layer from `to_dict`'s result; ValueError on anything unknown."""
-        types = {"Quant": Quant, "NM": NM, "Unstructured": Unstructured}
+        types = {"Quant": Quant, "NM": NM, "Unstructured": Unstructured, "Block": Block}
         fields: dict[str, Any] = {}
         check(isinstance(values, Mapping), "Layer", "values", "an object", values)
         for name, value in values.items():

@@ -1,74 +1,16 @@
-"""Batches as `calibrate` takes them, with labels where they have some, and the loss on them."""
+"""The loss by which networks are compared, and means of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor
 from torch.nn import functional
 
+from sparseq.batches import Batch
+
 Criterion = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What goes into a model, and the labels that came with it."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    labels: Tensor | None
-
-    @property
-    def inputs(self) -> Any:
-        """The batch without labels, as `calibrate` takes it."""
-        return dict(self.kwargs) if self.kwargs else self.args[0]
-
-
-def read_batches(caller: str, batches: Iterable[Any]) -> list[Batch]:
-    """Look at each batch: a tensor, (tensor, labels, ...) or a dict of arguments.
-
-    Raises:
-        ValueError: no batch, or labels in some batches only.
-        TypeError: a batch of another type.
-    """
-    found = []
-    for batch in batches:
-        if isinstance(batch, Tensor):
-            found.append(Batch((batch,), {}, None))
-        elif isinstance(batch, dict) and batch:
-            labels = batch.get("labels")
-            found.append(Batch((), batch, labels if isinstance(labels, Tensor) else None))
-        elif isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
-            second = batch[1] if len(batch) > 1 else None
-            found.append(Batch((batch[0],), {}, second if isinstance(second, Tensor) else None))
-        else:
-            raise TypeError(
-                f"{caller}: a batch must be a tensor, a (tensor, ...) tuple or a dict of "
-                f"arguments, got {type(batch).__name__}"
-            )
-    if not found:
-        raise ValueError(f"{caller}: batches must hold at least one batch, got none")
-    if len({batch.labels is None for batch in found}) > 1:
-        raise ValueError(f"{caller}: batches must all have labels or none, got both")
-    return found
-
-
-def output_of(caller: str, result: Any) -> Tensor:
-    """The tensor in a model's result: itself, its logits, or its first tensor."""
-    if isinstance(result, Tensor):
-        return result
-    logits = getattr(result, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    values = result.values() if isinstance(result, Mapping) else result
-    if isinstance(result, (Mapping, tuple, list)):
-        for value in values:
-            if isinstance(value, Tensor) and value.dim() > 0:
-                return value
-    raise TypeError(f"{caller}: the model must return a tensor, got {type(result).__name__}")
 
 
 class Loss:
