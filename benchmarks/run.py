@@ -1,6 +1,7 @@
 """Run a benchmark file and write benchmarks/results/<name>.{json,md}, stamped with the environment.
 
-usage: run.py [ops | gemm | models | export | qat | roof | transformer | cifar10 DATA.npz]
+usage: run.py [ops | gemm | models | export | qat | roof | transformer | cifar10 DATA.npz |
+              cifar10_distil DATA.npz]
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ def main() -> None:
         import cifar10
 
         return cifar10.main(sys.argv[2:])
+    if name == "cifar10_distil":
+        import cifar10_distil
+
+        return cifar10_distil.main(sys.argv[2:])
     if name == "transformer":
         import transformer
 
