@@ -1,11 +1,13 @@
-"""What distillation gains: a small student on CIFAR-10, alone and taught by ResNet-20, for as long.
+"""What distillation gains: a small student on CIFAR-10, alone and taught by ResNet-20.
 
-    make bench ARGS="cifar10_distil DATA.npz [OUT] [--epochs N] [--seeds N] [--methods ...] [--smoke]"
+    make bench ARGS="cifar10_distil DATA.npz [OUT] [--epochs N] [--seeds N] [--methods M ...]
+                     [--label TEXT] [--smoke]"
 
 Every run of a seed starts from the same weights and sees the same batches in the same order; only
 the loss differs. Runs that OUT (build/cifar10_distil) already holds are not run again. The teacher
 is the committed network (results/cifar10_resnet20.safetensors). --smoke trains for an epoch on a
-few images, into OUT only: it shows that the script works.
+few images, into OUT only: it shows that the script works. --label is what the table calls the data:
+say there if DATA are not the original images.
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(DEFAULT))
+    parser.add_argument("--label", help="the data's name in the table; DATA's without it")
     parser.add_argument("--smoke", action="store_true")
     given = parser.parse_args(arguments)
     if given.epochs < 1 or given.seeds < 1:
@@ -134,24 +137,26 @@ def main(arguments: list[str]) -> None:
                 temporary.write_text(json.dumps(found, indent=1))
             print(name, found[name], flush=True)
     taught_by = bench.accuracy(teacher, dataset.test_batches())
-    text = table(found, taught_by, share, given.epochs)
+    tested = f"{len(dataset.x_test):,} test images of {given.label or dataset.name}"
+    about = (
+        f"{tested}. Teacher: ResNet-20, {taught_by:.2f} %. Student: ResNet-14 of half its width, "
+        f"{share:.1%} of its parameters, {given.epochs} epochs (SGD, one cycle to {RATE}, batches "
+        f"of {BATCH}), T = {TEMPERATURE:g}, alpha = {ALPHA:g}. Each method of a seed starts from "
+        "the same weights and sees the same batches. Gain: over alone, pair by pair of seeds; "
+        "after +-, the standard deviation."
+    )
+    text = f"{about}\n\n{table(found)}"
     print(text)
     if not given.smoke:
         write(found, taught_by, text)
 
 
-def table(found: dict[str, dict[str, Any]], taught_by: float, share: float, epochs: int) -> str:
+def table(found: dict[str, dict[str, Any]]) -> str:
     """Mean and spread over the seeds; what each method gains over the same seeds alone."""
     rows: dict[str, dict[int, dict[str, Any]]] = {}
     for row in found.values():
         rows.setdefault(row["method"], {})[row["seed"]] = row
     lines = [
-        f"CIFAR-10's 10,000 test images. Teacher: ResNet-20, {taught_by:.2f} %. Student: ResNet-14 "
-        f"of half its width, {share:.1%} of its parameters, {epochs} epochs (SGD, one cycle to "
-        f"{RATE}, batches of {BATCH}), T = {TEMPERATURE:g}, alpha = {ALPHA:g}. Each method of a "
-        "seed starts from the same weights and sees the same batches. Gain: over alone, pair by "
-        "pair of seeds; after +-, the standard deviation.",
-        "",
         "| student | accuracy %, by seed | mean | gain | least gain | seconds a run |",
         "|---|---|---|---|---|---|",
     ]
@@ -165,20 +170,22 @@ def table(found: dict[str, dict[str, Any]], taught_by: float, share: float, epoc
             f"{spread(gains) if compared else ''} | {f'{min(gains):.2f}' if compared else ''} | "
             f"{statistics.mean(row['seconds'] for row in seeds.values()):.0f} |"
         )
-    best = max((g for m, g in mean_gains(rows).items() if m != ALONE), default=None)
-    if best is not None:
-        reached = "reached" if best >= WANTED else "missed"
-        lines += [
-            "",
-            f"To reach: at least {WANTED:g} point gained. Best mean: {best:.2f}, {reached}.",
-        ]
+    reached = [
+        f"{method} {gain:.2f} ({'reached' if gain >= WANTED else 'missed'})"
+        for method, gain in mean_gains(rows).items()
+    ]
+    if reached:
+        lines += ["", f"To reach, a mean gain of {WANTED:g} point: {', '.join(reached)}."]
     return "\n".join(lines)
 
 
 def mean_gains(rows: dict[str, dict[int, dict[str, Any]]]) -> dict[str, float]:
+    """Of each method but alone; not of the best one only, which chance would choose with."""
     alone = rows.get(ALONE, {})
     found = {}
     for method, seeds in rows.items():
+        if method == ALONE:
+            continue
         gains = [seeds[s]["accuracy"] - alone[s]["accuracy"] for s in seeds.keys() & alone.keys()]
         if gains:
             found[method] = statistics.mean(gains)
