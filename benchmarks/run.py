@@ -1,7 +1,7 @@
 """Run a benchmark file and write benchmarks/results/<name>.{json,md}, stamped with the environment.
 
 usage: run.py [ops | gemm | models | export | qat | roof | transformer | structured [DATA.npz] |
-               {cifar10 | cifar10_pruning} DATA.npz]
+               {cifar10 | cifar10_pruning | cifar10_distil} DATA.npz]
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ def main() -> None:
         import structured
 
         return structured.main(sys.argv[2:])
+    if name == "cifar10_distil":
+        import cifar10_distil
+
+        return cifar10_distil.main(sys.argv[2:])
     if name == "transformer":
         import transformer
 

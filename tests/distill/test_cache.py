@@ -87,7 +87,7 @@ def test_a_teacher_trained_since_is_an_error(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_digest_knows_names_and_values_and_no_wrapper():
     teacher = network()
-    assert digest(teacher) == digest(network()) == digest(torch.compile(teacher))
+    assert digest(teacher) == digest(network()) == digest(torch.compile(teacher, backend="eager"))
     assert digest(teacher) == digest(teacher.eval()) and len(digest(teacher)) == 64
     assert digest(nn.ModuleDict({"a": nn.Linear(2, 2)})) != digest(
         nn.ModuleDict({"b": nn.Linear(2, 2)})
