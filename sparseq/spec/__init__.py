@@ -1,6 +1,6 @@
 """What to do with which layer: frozen dataclasses, checked on construction, to JSON and back."""
 
-from sparseq.spec.channels import CRITERIA, Channels
+from sparseq.spec.channels import Channels
 from sparseq.spec.layer import DTYPES, Layer
 from sparseq.spec.plan import Plan
 from sparseq.spec.quant import LEARNED, OBSERVERS, RANGE_OBSERVERS, Quant

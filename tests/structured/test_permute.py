@@ -5,9 +5,9 @@ import itertools
 
 import pytest
 import torch
+from channel_cases import CASES, example
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from channel_cases import CASES, example
 from torch import nn
 
 import sparseq
