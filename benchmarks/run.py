@@ -1,6 +1,6 @@
 """Run a benchmark file and write benchmarks/results/<name>.{json,md}, stamped with the environment.
 
-usage: run.py [ops | gemm | models | export | qat | roof | transformer | structured [DATA.npz] |
+usage: run.py [ops | gemm | models | export | qat | roof | transformer | structured |
                {cifar10 | cifar10_pruning | cifar10_distil} DATA.npz]
 """
 

@@ -1,11 +1,9 @@
-"""Channels removed for real: latency and accuracy at half the MACs; 2:4 with channels permuted.
+"""Channels removed for real, and channels that change places.
 
-    make bench ARGS="structured [DATA.npz [OUT]]"
+    make bench ARGS="structured [smoke]"
 
-Without data: latency of ResNet-20 and ResNet-18 at half their MACs beside the dense ones, and the
-permutation search on the random matrix of apex's README. With CIFAR-10 the committed ResNet-20
-(results/cifar10_resnet20.safetensors) is pruned, trained on and measured, too; stages that OUT
-(build/structured) already holds are not run again. `smoke` in place of DATA.npz: seconds.
+Latency of ResNet-20 and ResNet-18 at half their MACs beside the dense ones, and the permutation
+search on the random matrix of apex's README. What both cost in accuracy: cifar10_pruning.py.
 """
 
 from __future__ import annotations
@@ -14,31 +12,20 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 import sparseq
-from sparseq import NM, Channels, Layer, Plan, bench
+from sparseq import Channels, bench
 from sparseq.files import atomic_path
-from sparseq.run import data, models, train
+from sparseq.run import models
 from sparseq.structured import search_order
 
 RESULTS = Path(__file__).parent / "results"
-BASELINE = RESULTS / "cifar10_resnet20.safetensors"
-EPOCHS, RATE = 12, 0.05
-ESCAPES = 100
-SPECS = {
-    "local l2": Channels(0.5, "l2", round_to=4),
-    "global l2": Channels(0.5, "l2", round_to=4, scope="global"),
-    "global batch_norm": Channels(0.5, "batch_norm", round_to=4, scope="global"),
-}
-PLAN_24 = Plan({"*": Layer(sparsity=NM(2, 4))})
 
 
 def resnet20() -> nn.Module:
@@ -94,60 +81,9 @@ def searches(small: bool) -> list[dict[str, float]]:
     return found
 
 
-def accuracies(dataset: data.Dataset, out: Path, epochs: int) -> dict[str, dict[str, float]]:
-    """Pruned to half the MACs and trained on; 2:4 masks with and without a permutation."""
-    out.mkdir(parents=True, exist_ok=True)
-    kept = out / "results.json"
-    found: dict[str, dict[str, float]] = json.loads(kept.read_text()) if kept.is_file() else {}
-    base = resnet20()
-    base.load_state_dict(load_file(BASELINE))
-    x = torch.randn(1, 3, 32, 32)
-
-    def stage(name: str, build: Callable[[], tuple[nn.Module, float]]) -> None:
-        if name in found:
-            return
-        model, macs = build()
-        before = bench.accuracy(model.eval(), dataset.test_batches())
-        start = time.perf_counter()
-        if epochs:
-            recipe = train.Recipe(epochs=epochs, rate=RATE, batch=128, schedule="cosine")
-            train.train(model, dataset, recipe, seed=3)
-        found[name] = {
-            "macs": macs,
-            "before": before,
-            "accuracy": bench.accuracy(model.eval(), dataset.test_batches()),
-            "seconds": time.perf_counter() - start,
-        }
-        sparseq.save(model, out / f"{name.replace(' ', '_').replace(':', '')}.safetensors")
-        with atomic_path(kept) as path:
-            path.write_text(json.dumps(found, indent=1))
-        print(name, found[name], flush=True)
-
-    def pruned(spec: Channels) -> tuple[nn.Module, float]:
-        model = copy.deepcopy(base)
-        report = sparseq.prune_channels(model, x, spec, macs=0.5)
-        return model, report.macs[1] / report.macs[0]
-
-    def masked(permute: bool) -> tuple[nn.Module, float]:
-        model = copy.deepcopy(base)
-        if permute:
-            print(sparseq.permute_channels(model, x, PLAN_24, escapes=ESCAPES))
-        return sparseq.prepare(model, PLAN_24), 0.5
-
-    stage("dense", lambda: (copy.deepcopy(base), 1.0))
-    for name, spec in SPECS.items():
-        stage(name, lambda spec=spec: pruned(spec))
-    stage("2:4", lambda: masked(False))
-    stage("2:4 permuted", lambda: masked(True))
-    return found
-
-
 def main(arguments: list[str], results: Path = RESULTS) -> None:
     small = arguments[:1] == ["smoke"]
     content: dict[str, Any] = {"latency": latencies(small), "search": searches(small)}
-    if arguments and not small:
-        out = Path(arguments[1] if len(arguments) > 1 else "build/structured")
-        content["accuracy"] = accuracies(data.load(arguments[0]), out, EPOCHS)
     stamp = bench.environment()
     text = page(content, stamp)
     with atomic_path(results / "structured.json") as path:
@@ -175,16 +111,6 @@ def page(content: dict[str, Any], stamp: dict[str, Any]) -> str:
         f"| {r['escapes']} | {r['magnitude']:.3f} | {r['efficacy']:.1f} | {r['seconds']:.2f} |"
         for r in content["search"]
     ]
-    if "accuracy" in content:
-        lines += ["", f"CIFAR-10, ResNet-20, trained on for {EPOCHS} epochs (cosine from {RATE}).",
-                  "", "| | MACs | accuracy before % | after % | drop | seconds |",
-                  "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
-        dense = content["accuracy"]["dense"]["before"]
-        for name, r in content["accuracy"].items():
-            lines.append(
-                f"| {name} | {r['macs']:.1%} | {r['before']:.2f} | {r['accuracy']:.2f} "
-                f"| {dense - r['accuracy']:.2f} | {r['seconds']:.0f} |"
-            )
     return "\n".join([*lines, "", *(f"- {key}: {value}" for key, value in stamp.items()), ""])
 
 
