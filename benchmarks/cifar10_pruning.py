@@ -34,7 +34,8 @@ from sparseq import NM, Channels, Layer, Plan, Unstructured, analysis, bench, sp
 from sparseq.files import atomic_path
 from sparseq.run import data, train
 
-ROUNDS, ROUND_EPOCHS, EPOCHS, RATE = 5, 2, 8, 0.02
+ROUNDS, ROUND_EPOCHS, ROUND_RATE = 5, 2, 0.02
+EPOCHS, RATE = 16, 0.1
 CHANNEL_EPOCHS, CHANNEL_RATE = 12, 0.05
 ESCAPES = 100  # of the search for a permutation
 TARGET = 0.8
@@ -89,10 +90,19 @@ class Run:
             temporary.write_text(json.dumps(self.found, indent=1))
         print(name, self.found[name], flush=True)
 
-    def retrain(self, model: nn.Module, epochs: int, seed: int, rate: float = RATE) -> nn.Module:
-        if epochs:
-            recipe = train.Recipe(epochs=epochs, rate=rate, batch=128, schedule="cosine")
-            train.train(model, self.dataset, recipe, seed=seed)
+    def retrain(
+        self,
+        model: nn.Module,
+        seed: int,
+        recipe: train.Recipe | None = None,
+        before_epoch: Callable[[int], None] | None = None,
+    ) -> nn.Module:
+        """By one cycle of the learning rate, or as the recipe says.
+
+        A rate as large as in the first training wins back more than a small one (Renda et al. 2020).
+        """
+        recipe = recipe or train.Recipe(self.epochs, RATE, batch=128)
+        train.train(model, self.dataset, recipe, seed=seed, before_epoch=before_epoch)
         return model
 
     def pruned(self, plan: Plan, escapes: int | None = None) -> nn.Module:
@@ -116,6 +126,7 @@ class Run:
         schedule = sparse.PruningSchedule(
             model, self.rounds, "geometric", scores=scores if criterion else None
         )
+        between = train.Recipe(self.round_epochs, ROUND_RATE, batch=128, schedule="cosine")
         kept = self.out / f"{name}.rounds.pt"
         if kept.is_file():
             state = torch.load(kept, weights_only=True)
@@ -123,8 +134,7 @@ class Run:
             schedule.load_state_dict(state["schedule"])
         while not schedule.done:
             schedule.step()
-            last = self.epochs if schedule.done else self.round_epochs
-            self.retrain(model, last, seed=schedule.taken)
+            self.retrain(model, schedule.taken, None if schedule.done else between)
             with atomic_path(kept) as temporary:
                 state = {"model": model.state_dict(), "schedule": schedule.state_dict()}
                 torch.save(state, temporary)
@@ -140,20 +150,19 @@ class Run:
     def refined(self) -> nn.Module:
         """SR-STE for most of the epochs, then the mask is fixed."""
         model = self.pruned(Plan({"*": Layer(sparsity=NM(2, 4, refined=2e-4))}))
-        recipe = train.Recipe(epochs=self.epochs, rate=RATE, batch=128, schedule="cosine")
         fixed = self.epochs - max(self.epochs // 5, 1)
 
         def before_epoch(epoch: int) -> None:
             if epoch == fixed:
                 sparse.freeze_masks(model)
 
-        train.train(model, self.dataset, recipe, seed=1, before_epoch=before_epoch)
-        return model
+        return self.retrain(model, 1, before_epoch=before_epoch)
 
     def narrow(self, spec: Channels) -> nn.Module:
         model = copy.deepcopy(self.base)
         print(sparseq.prune_channels(model, torch.randn(IMAGE), spec, macs=0.5), flush=True)
-        return self.retrain(model, self.channel_epochs, seed=3, rate=CHANNEL_RATE)
+        recipe = train.Recipe(self.channel_epochs, CHANNEL_RATE, batch=128, schedule="cosine")
+        return self.retrain(model, 3, recipe)
 
     def stages(self) -> dict[str, Callable[[], nn.Module]]:
         """What each is made by, in the order of the table."""
@@ -172,12 +181,10 @@ class Run:
             ),
             "2:4, not retrained": lambda: self.pruned(TWO_OF_FOUR),
             "2:4, channels permuted, not retrained": lambda: self.pruned(TWO_OF_FOUR, self.escapes),
-            "2:4, magnitude": lambda: self.retrain(self.pruned(TWO_OF_FOUR), self.epochs, seed=1),
+            "2:4, magnitude": lambda: self.retrain(self.pruned(TWO_OF_FOUR), 1),
             "2:4, SR-STE": self.refined,
             **{name: lambda spec=spec: self.narrow(spec) for name, spec in narrow.items()},
-            "float32, trained on as long": lambda: self.retrain(
-                copy.deepcopy(self.base), self.epochs, seed=1
-            ),
+            "float32, trained on as long": lambda: self.retrain(copy.deepcopy(self.base), 1),
         }
 
     def speed(self, name: str, repeats: int = 50) -> None:
@@ -272,10 +279,10 @@ def write(run: Run, order: list[str], label: str, folder: Path) -> None:
     about = [f"- {key}: {value}" for key, value in stamp.items()]
     intro = (
         f"{label}. All from the committed float network. Iterative: {run.rounds} rounds that each "
-        f"drop the same share of what is left, {run.round_epochs} epochs of retraining after each, "
-        f"{run.epochs} after the last; 2:4: {run.epochs} epochs, SR-STE's mask (decay 2e-4) fixed "
-        f"in the last fifth (SGD, cosine from {RATE}); half the MACs: {run.channel_epochs} epochs "
-        f"(cosine from {CHANNEL_RATE}). Zeros: of all convolutions and the classifier; files hold "
+        f"drop the same share of what is left, {run.round_epochs} epochs of retraining after each "
+        f"(cosine from {ROUND_RATE}), {run.epochs} after the last (one cycle to {RATE}); 2:4: "
+        f"{run.epochs} epochs alike, SR-STE's mask (decay 2e-4) fixed in the last fifth; half the "
+        f"MACs: {run.channel_epochs} epochs (cosine from {CHANNEL_RATE}). Zeros: of all convolutions and the classifier; files hold "
         "float32. Seconds on cores that other work shared; of a stage that was interrupted, since "
         "it went on."
     )
