@@ -15,15 +15,16 @@ BELOW: dict[str, set[str]] = {
     "spec": set(),
     "reference": set(),
     "files": set(),
-    "distill": {"files"},
+    "modes": set(),
+    "distill": {"files", "modes"},
 }
 BELOW["ops"] = {"spec", "reference", "files", "_C"}
 BELOW["testing"] = {"_C"}
 BELOW["choice"] = {"_C", "files"}
 BELOW["quant"] = BELOW["ops"] | {"ops"}
 BELOW["batches"] = set()
-BELOW["sparse"] = BELOW["ops"] | {"ops", "batches"}
-BELOW["packed"] = BELOW["ops"] | {"ops", "batches", "quant", "sparse"}
+BELOW["sparse"] = BELOW["ops"] | {"ops", "batches", "modes"}
+BELOW["packed"] = BELOW["sparse"] | {"quant", "sparse"}
 BELOW["nn"] = BELOW["packed"] | {"packed", "choice"}
 BELOW["flow"] = BELOW["nn"] | {"nn"}
 BELOW["ptq"] = BELOW["flow"] | {"flow"}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparseq.distill.logits import wide
 from sparseq.distill.taps import answers_of, run, unwrapped
 from sparseq.files import atomic_path
+from sparseq.modes import evaluating
 
 KEY = "sparseq_distill"
 VERSION = 1
@@ -93,28 +94,21 @@ class CachedLogits:
             raise TypeError(
                 f"CachedLogits: dtype must be float16, bfloat16 or float32, got {dtype}"
             )
-        modes = {module: module.training for module in teacher.modules()}
         ids: list[Tensor] = []
         classes = 0
-        try:
-            teacher.eval()
-            with atomic_path(path) as temporary:
-                with open(temporary, "wb") as file:
-                    file.write(b" " * _HEADER)
-                    for keys, inputs in batches:
-                        ids.append(_checked_ids(keys))
-                        logits = answers_of(run(teacher, inputs)).cpu()
-                        classes = classes or logits.shape[-1]
-                        if logits.shape != (len(keys), classes):
-                            raise ValueError(
-                                f"CachedLogits: the teacher's logits must have shape "
-                                f"{(len(keys), classes)}, got {tuple(logits.shape)}"
-                            )
-                        _append(file, logits, dtype)
-                    _finish(file, ids, classes, dtype, digest(teacher))
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with evaluating(teacher), atomic_path(path) as temporary, open(temporary, "wb") as file:
+            file.write(b" " * _HEADER)
+            for keys, inputs in batches:
+                ids.append(_checked_ids(keys))
+                logits = answers_of(run(teacher, inputs)).cpu()
+                classes = classes or logits.shape[-1]
+                if logits.shape != (len(keys), classes):
+                    raise ValueError(
+                        f"CachedLogits: the teacher's logits must have shape "
+                        f"{(len(keys), classes)}, got {tuple(logits.shape)}"
+                    )
+                _append(file, logits, dtype)
+            _finish(file, ids, classes, dtype, digest(teacher))
         return cls(path, teacher)
 
     def __len__(self) -> int:

@@ -30,7 +30,8 @@ def kd_loss(
         student_logits: the student's scores before softmax, ``(N, classes)``, floating point;
             gradients flow into these only.
         teacher_logits: the teacher's scores, same shape and device.
-        labels: the true classes, ``(N,)``, int64.
+        labels: the true classes, ``(N,)``, int64; or their probabilities, ``(N, classes)``, as
+            mixup and smoothing give them.
         temperature: ``T`` > 0; larger values show more of how the teacher ranks wrong classes.
         alpha: weight of the labels, in [0, 1].
 
@@ -47,8 +48,14 @@ def kd_loss(
     check_blend(temperature, alpha)
     check_shapes("kd_loss", student_logits, teacher_logits, labels)
     student, teacher = _comparable(student_logits, teacher_logits)
-    hard = F.cross_entropy(student, labels)
-    return alpha * hard + (1.0 - alpha) * soft_loss(student, teacher, temperature)
+    soft = soft_loss(student, teacher, temperature)
+    return alpha * hard_loss(student, labels) + (1.0 - alpha) * soft
+
+
+def hard_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy with classes ``(N,)`` or their probabilities ``(N, classes)``."""
+    student = wide(student_logits)
+    return F.cross_entropy(student, labels.to(student.dtype) if labels.dim() > 1 else labels)
 
 
 def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -96,6 +103,10 @@ def decoupled_loss(
     check_blend(temperature, 0.0)
     Decoupled(target, non_target)
     check_shapes("decoupled_loss", student_logits, teacher_logits, labels)
+    if labels.dim() != 1:
+        raise ValueError(
+            f"decoupled_loss: labels must be one class a sample, got shape {tuple(labels.shape)}"
+        )
     classes = student_logits.shape[1]
     if classes < 2:
         raise ValueError(f"decoupled_loss: student_logits must have 2 classes, got {classes}")
@@ -195,7 +206,7 @@ def check_blend(temperature: float, alpha: float) -> None:
 
 
 def check_shapes(op: str, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> None:
-    """ValueError unless logits are ``(N, classes)`` both and labels ``(N,)``."""
+    """ValueError unless logits are ``(N, classes)`` both and labels ``(N,)`` or probabilities."""
     if student_logits.dim() != 2:
         raise ValueError(
             f"{op}: student_logits must have shape (N, classes), got {tuple(student_logits.shape)}"
@@ -205,7 +216,8 @@ def check_shapes(op: str, student_logits: Tensor, teacher_logits: Tensor, labels
             f"{op}: teacher_logits must have the shape of student_logits "
             f"{tuple(student_logits.shape)}, got {tuple(teacher_logits.shape)}"
         )
-    if labels.shape != student_logits.shape[:1]:
+    shares = labels.is_floating_point() and labels.shape == student_logits.shape
+    if labels.shape != student_logits.shape[:1] and not shares:
         raise ValueError(
             f"{op}: labels must have shape ({student_logits.shape[0]},), got {tuple(labels.shape)}"
         )

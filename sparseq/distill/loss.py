@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sparseq.distill.cache import CachedLogits
 from sparseq.distill.logits import (
@@ -17,12 +16,13 @@ from sparseq.distill.logits import (
     check_shapes,
     check_weights,
     decoupled_loss,
+    hard_loss,
     mixed_logits,
     soft_loss,
-    wide,
 )
 from sparseq.distill.taps import Taps, answers_of, run, unknown_names, unwrapped
 from sparseq.distill.term import Pairs, Term
+from sparseq.modes import evaluating
 
 Teacher = nn.Module | CachedLogits
 
@@ -63,6 +63,7 @@ class Loss(nn.Module):
             ``"soft"``, and each term's class name with its place, like ``"Hint 0"``.
 
     Raises:
+        TypeError: a teacher of another type.
         ValueError: an argument outside of the above, layers that do not exist (with the nearest
             names), terms without a student, or shapes that a term cannot compare.
 
@@ -84,8 +85,14 @@ class Loss(nn.Module):
     ) -> None:
         super().__init__()
         check_blend(temperature, alpha)
-        single = isinstance(teacher, (nn.Module, CachedLogits))
-        teachers: tuple[Teacher, ...] = (teacher,) if single else tuple(teacher)  # type: ignore[arg-type, assignment]
+        several = isinstance(teacher, Sequence)
+        teachers: tuple[Teacher, ...] = tuple(teacher) if several else (teacher,)  # type: ignore[arg-type, assignment]
+        for one in teachers:
+            if not isinstance(one, (nn.Module, CachedLogits)):
+                raise TypeError(
+                    "Loss: teacher must be an nn.Module, CachedLogits or a sequence of these, "
+                    f"got {type(one).__name__}"
+                )
         self.weights = check_weights(weights, len(teachers))
         self.temperature, self.alpha, self.soft = temperature, alpha, soft
         self.terms = nn.ModuleList(terms)
@@ -116,7 +123,7 @@ class Loss(nn.Module):
 
         Args:
             logits: the student's scores, ``(N, classes)``.
-            labels: the true classes, ``(N,)``, int64.
+            labels: the true classes, ``(N,)``, int64, or their probabilities ``(N, classes)``.
             inputs: what the student was given, a tensor, a tuple of arguments or a mapping of
                 them by name; the teachers are run on the same.
             ids: the samples' ids, ``(N,)``, integers, for teachers that are cached.
@@ -135,7 +142,7 @@ class Loss(nn.Module):
             self.weights,
         )
         check_shapes("kd_loss", logits, answers, labels)
-        hard = F.cross_entropy(wide(logits), labels)
+        hard = hard_loss(logits, labels)
         if self.soft is None:
             soft = soft_loss(logits, answers, self.temperature)
         else:
@@ -248,14 +255,9 @@ class Loss(nn.Module):
 
     @torch.no_grad()
     def _build(self, student: nn.Module, teachers: dict[int, nn.Module], example: Any) -> None:
-        modes = {module: module.training for module in student.modules()}
-        student.eval()
-        try:
+        with evaluating(student):
             for network in (student, *teachers.values()):
                 run(network, example)
-        finally:
-            for module, training in modes.items():
-                module.training = training
         features = {index: taps.take() for index, taps in self._taps.items()}
         for term in self.terms:
             assert isinstance(term, Term)

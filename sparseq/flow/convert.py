@@ -18,7 +18,7 @@ from sparseq.flow.prepare import (
     transform_of,
     weight_transforms,
 )
-from sparseq.nn import InputGrid, SparseQuantLayer, integer_type, outputs_first
+from sparseq.nn import InputGrid, SparseQuantLayer, integer_type, outputs_first, own_forward
 from sparseq.packed import PackedWeight
 from sparseq.quant import FakeQuantize
 from sparseq.sparse import named_masks
@@ -63,7 +63,7 @@ def _integer_layer(name: str, layer: nn.Module) -> SparseQuantLayer | str:
         return getattr(layer, "sparseq_reason", "no weight quantiser in the plan")
     kind = integer_type(layer)
     assert kind is not None
-    refusal = kind.refusal(layer)
+    refusal = own_forward(layer, kind.float_type) or kind.refusal(layer)
     if refusal:
         return refusal
     with torch.no_grad():

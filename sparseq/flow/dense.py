@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparseq.flow.prepare import layers_of, sparsity_refusal, transform_of
+from sparseq.flow.prepare import SERVED, layers_of, sparsity_refusal, transform_of
 from sparseq.sparse import Mask
 from sparseq.spec import NM, Layer
 
 UNPLANNED = "no sparsity in the plan"
+UNSERVED = f"a plan serves {SERVED} only"
+_UNSERVED = (nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d, nn.RNNBase, nn.RNNCellBase,
+             nn.Bilinear, nn.EmbeddingBag)  # fmt: skip
+
+
+def unserved_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Torch's layers with weights that no plan can serve, by name."""
+    shapeless = nn.modules.lazy.LazyModuleMixin
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _UNSERVED) and not isinstance(module, shapeless)
+    }
+
+
+def _all_layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {**layers_of(model, converted=True), **unserved_layers(model)}
 
 
 def dense_layers(model: nn.Module) -> dict[str, str]:
@@ -17,7 +34,7 @@ def dense_layers(model: nn.Module) -> dict[str, str]:
     Args:
         model: prepared; or converted, which remembers.
     """
-    layers = layers_of(model, converted=True)
+    layers = _all_layers(model)
     held = {
         name: str(layer.sparseq_dense)
         for name, layer in layers.items()
@@ -39,6 +56,8 @@ def dense_layers(model: nn.Module) -> dict[str, str]:
 
 
 def _reason(layer: nn.Module, plan: Layer) -> str | None:
+    if isinstance(layer, _UNSERVED):
+        return UNSERVED
     spec = plan.sparsity
     if spec is None:
         return UNPLANNED
@@ -62,6 +81,6 @@ def _reason(layer: nn.Module, plan: Layer) -> str | None:
 
 def remember(model: nn.Module) -> None:
     """Let layers say after their conversion why they are dense."""
-    layers = layers_of(model, converted=True)
+    layers = _all_layers(model)
     for name, reason in dense_layers(model).items():
         layers[name].sparseq_dense = reason  # type: ignore[assignment]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import sparseq._C as core
-from sparseq.flow.dense import UNPLANNED, dense_layers
+from sparseq.flow.dense import UNPLANNED, UNSERVED, dense_layers, unserved_layers
 from sparseq.flow.precision import emulated, own_dtype
 from sparseq.flow.prepare import layers_of, refusal_to_prepare, transform_of
 from sparseq.nn import SparseQuantEmbedding, SparseQuantLayer
@@ -120,6 +120,13 @@ def _float_row(name: str, layer: nn.Module, dense: str) -> Row:
     return Row(name, kind, kernel, zeros, "; ".join(notes), dense)
 
 
+def _unserved_row(name: str, layer: nn.Module, dense: str) -> Row:
+    weights = [p.detach() for p in layer.parameters(recurse=False) if p.dim() > 1]
+    zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
+    kernel = str(weights[0].dtype).removeprefix("torch.") if weights else ""
+    return Row(name, type(layer).__name__, kernel, zeros, f"float: {UNSERVED}", dense)
+
+
 def explain(model: nn.Module) -> Explanation:
     """Say for every layer which kernel runs, or why it stays dense or float.
 
@@ -137,5 +144,7 @@ def explain(model: nn.Module) -> Explanation:
         else _float_row(name, layer, dense.get(name, ""))
         for name, layer in layers_of(model, converted=True).items()
     ]
+    others = unserved_layers(model).items()
+    rows += [_unserved_row(name, layer, dense.get(name, "")) for name, layer in others]
     unfolded = getattr(model, "sparseq_unfolded", None)
     return Explanation(tuple(rows), (unfolded,) if unfolded else ())

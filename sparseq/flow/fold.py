@@ -7,9 +7,9 @@ from collections import Counter
 import torch
 from torch import Tensor, fx, nn
 
-from sparseq.nn import MultiheadAttention, outputs_first
+from sparseq.nn import MultiheadAttention, outputs_first, own_forward
 
-_NORMS = {
+_NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: nn.BatchNorm1d,
     nn.Conv1d: nn.BatchNorm1d,
     nn.Conv2d: nn.BatchNorm2d,
@@ -60,9 +60,10 @@ def batch_norms(model: nn.Module) -> tuple[dict[str, str], str | None]:
         if source.op != "call_module" or len(source.users) != 1:
             continue
         layer = modules[source.target]
-        fits = any(isinstance(layer, a) and isinstance(norm, b) for a, b in _NORMS.items())
-        fits = fits and _normalises_channels(layer, norm)
+        bases = [a for a, b in _NORMS.items() if isinstance(layer, a) and isinstance(norm, b)]
+        fits = bool(bases) and _normalises_channels(layer, norm)
         fits = fits and norm.num_features == len(outputs_first(layer, layer.weight))
+        fits = fits and own_forward(layer, bases[0]) is None
         once = calls[node.target] == 1 and calls[source.target] == 1
         if fits and once and norm.running_mean is not None:
             pairs[str(source.target)] = str(node.target)

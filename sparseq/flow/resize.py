@@ -25,6 +25,8 @@ def sizes_of(module: nn.Module) -> dict[str, Any]:
     Of a grouped convolution whole groups are taken to have gone, and so of a group norm.
     """
     weight = getattr(module, "weight", None)
+    if weight is None:  # a norm without scales
+        weight = getattr(module, "running_mean", None)
     if isinstance(module, MultiheadAttention):
         queries: nn.Linear = module.q_proj  # type: ignore[assignment]
         return {"num_heads": queries.weight.shape[0] // module.head_dim}

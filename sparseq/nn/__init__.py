@@ -12,6 +12,7 @@ from sparseq.nn.embedding import SparseQuantEmbedding
 from sparseq.nn.grid import InputGrid
 from sparseq.nn.layer import SparseQuantLayer
 from sparseq.nn.linear import SparseQuantLinear
+from sparseq.nn.own_forward import own_forward
 
 __all__ = [
     "INTEGER_LAYERS",
@@ -25,6 +26,7 @@ __all__ = [
     "SparseQuantLinear",
     "integer_type",
     "outputs_first",
+    "own_forward",
     "projections",
     "take_over",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from sparseq.nn.grid import DEFAULT_INPUT, DEFAULT_WEIGHT, InputGrid
+from sparseq.nn.own_forward import own_forward
 from sparseq.packed import PackedWeight
 from sparseq.sparse import SwapChannels
 from sparseq.spec import Quant
@@ -78,7 +79,7 @@ class FromFloat(nn.Module):
                 f"{cls.__name__}.from_float: layer must be nn.{cls.float_type.__name__}, "
                 f"got {type(layer).__name__}"
             )
-        refusal = cls.refusal(layer)
+        refusal = own_forward(layer, cls.float_type) or cls.refusal(layer)
         if refusal:
             raise ValueError(f"{cls.__name__}.from_float: {refusal}")
         if weight.axis not in (0, None):

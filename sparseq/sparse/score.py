@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparseq.batches import Batch, output_of, read_batch
+from sparseq.modes import evaluating
 from sparseq.sparse.criteria import CRITERIA, Criterion
 from sparseq.sparse.inputs import input_energy
 from sparseq.sparse.mask import Mask
@@ -165,21 +166,14 @@ def score(
     return found
 
 
-def _set_modes(modes: dict[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training
-
-
 def _run(
     model: nn.Module, batches: Iterable[Any], sums: _Sums, loss: Loss | None, gradients: bool
 ) -> None:
-    modes = {module: module.training for module in model.modules()}
     count = 0
     with ExitStack() as after:
-        after.callback(_set_modes, modes)
+        after.enter_context(evaluating(model))
         for handle in sums.hooks():
             after.callback(handle.remove)
-        model.eval()
         for batch in batches:
             sums.batch(read_batch("score", batch), loss, gradients)
             count += 1

@@ -66,8 +66,11 @@ def update_masks(
     Raises:
         TypeError: scores with pairs, which have no names.
         ValueError: scores of another shape, of no such layer, or missing for a criterion that
-            needs data.
+            needs data; a fraction or floor outside of [0, 1].
     """
+    for argument, value in (("fraction", fraction), ("floor", floor)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"update_masks: {argument} must be in [0, 1], got {value}")
     if isinstance(masks, nn.Module):
         pairs = named_masks(masks)
     elif scores is not None:

@@ -25,13 +25,16 @@ class Trial:
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
-        self._model, self._example = copy.deepcopy(model).eval().double(), _double(example)
-        self._dtype = torch.float64
+        self._take(model, example, torch.float64)
         try:
             self.outputs(self._model)
         except Exception:  # a model with float32 tensors of its own
-            self._model, self._example = copy.deepcopy(model).eval().float(), example
-            self._dtype = torch.float32
+            self._take(model, example, torch.float32)
+
+    def _take(self, model: nn.Module, example: Any, dtype: torch.dtype) -> None:
+        own = copy.deepcopy(model).eval()
+        self._model = own.double() if dtype == torch.float64 else own.float()
+        self._example, self._dtype = _cast(example, dtype), dtype
 
     @torch.no_grad()
     def outputs(self, model: nn.Module) -> list[Tensor]:
@@ -68,8 +71,9 @@ class Trial:
         return None
 
 
-def _double(example: Any) -> Any:
+def _cast(example: Any, dtype: torch.dtype) -> Any:
     def one(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if floating else value
 
     return tree_map(one, example)

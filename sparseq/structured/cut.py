@@ -16,6 +16,7 @@ from sparseq.flow.resize import HEADS, WIDTHS, note_sizes, set_tensor
 from sparseq.nn import MultiheadAttention
 from sparseq.structured.classes import Classes, Ids
 from sparseq.structured.graph import ChannelGraph, Group
+from sparseq.structured.record import layer_of
 
 Cuts = dict[tuple[str, ...], dict[int, Tensor]]  # by a tensor's names and dimension, what is left
 
@@ -90,7 +91,8 @@ def cut(model: nn.Module, cuts: Cuts, heads: Mapping[str, Mapping[str, int]]) ->
         for name in names:
             set_tensor(model, name, value)
     sizes: dict[str, Mapping[str, int]] = {}
-    for owner in dict.fromkeys(owners):
+    layers = [layer_of(name) for names in cuts for name in names]
+    for owner in dict.fromkeys([*owners, *layers]):
         sizes[owner] = {}
         above = owner.rpartition(".")[0]
         if isinstance(model.get_submodule(above), MultiheadAttention):

@@ -12,14 +12,19 @@ from sparseq.structured.classes import padded, varying
 from sparseq.structured.record import Recorder
 
 
-def _batch_norm(to: Recorder, _f: Any, args: Any, _k: Any, result: Any) -> None:
+def _batch_norm(to: Recorder, function: Any, args: Any, _k: Any, result: Any) -> None:
     source = args[0]
+    names = [a.name for a in function._schema.arguments]
     labels = list(to.labels(source))
     shape = [-1 if d == 1 else 1 for d in range(source.dim())]
     own = [a.reshape(shape) for t in args[1:5] for a in to.labels(t)]
     if own and not any(1 in varying(a) for a in labels):
         for label in own:
             to.lock_label(label, f"normalises a tensor of fixed size in {to.place}")
+    if "training" in names and args[names.index("training")]:  # a standardised weight, say
+        for label in labels:
+            if varying(label) - {1}:
+                to.lock_label(label, f"normalised over in {to.place}")
     made = next(t for t in tree_leaves(result) if isinstance(t, Tensor))
     to.set(made, [*labels, *own])
 

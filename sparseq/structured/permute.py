@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparseq.flow.prepare import layers_of, sparsity_refusal
+from sparseq.flow.prepare import check_single, layers_of, sparsity_refusal
 from sparseq.nn import outputs_first, projections
 from sparseq.spec import NM, Plan
 from sparseq.structured.check import Trial
@@ -20,6 +20,7 @@ from sparseq.structured.classes import Classes, Ids
 from sparseq.structured.cut import named_tensors, take_all_attentions
 from sparseq.structured.graph import ChannelGraph, Group
 from sparseq.structured.prune import check_float, check_seen
+from sparseq.structured.record import layer_of
 from sparseq.structured.search import kept, search_order
 
 Moves = dict[tuple[str, ...], dict[int, Tensor]]  # by a tensor's names and dimension, the new order
@@ -102,6 +103,7 @@ def permute_channels(
     for name, chosen in plan.match(layers).items():
         spec = chosen.sparsity
         if isinstance(spec, NM) and spec.m <= 4 and not isinstance(layers[name], nn.Embedding):
+            check_single("permute_channels", name, layers[name])
             wanted[name] = spec
     if not wanted:
         raise ValueError(
@@ -165,8 +167,10 @@ class _Targets:
         self._axes: dict[int, str] = {}
         for index, axis in enumerate(graph.axes):
             for name in axis.names:
-                owner, _, short = name.rpartition(".")
-                if owner in wanted and short == "weight" and index in graph.read():
+                owner = layer_of(name)
+                own = name.removeprefix(f"{owner}.").removeprefix("parametrizations.")
+                weight = own in ("weight", "weight.original")
+                if owner in wanted and weight and index in graph.read():
                     self._axes[index] = owner
 
     def best(self, group: Group, escapes: int) -> Moves | None:
@@ -213,15 +217,12 @@ class _Targets:
 
     def explained(self, row: Permuted, sets: Sequence[Moves]) -> Permuted:
         """The row with the reason why its inputs stayed, if they did."""
-        key = f"{row.name}.weight"
-        dims = {self._graph.axes[i].dim for i, name in self._axes.items() if name == row.name}
-        moved = any(
-            key in names and dims & set(moves) for each in sets for names, moves in each.items()
-        )
+        axes = [self._graph.axes[i] for i, name in self._axes.items() if name == row.name]
+        moved = any(axis.dim in each.get(axis.names, {}) for axis in axes for each in sets)
         if row.reason is not None or moved:
             return row
         reason = "nothing better was found"
-        if not dims:
+        if not axes:
             reason = "its inputs are in groups" if self._grouped(row.name) else "it was not read"
         for index, name in self._axes.items():
             if name == row.name:

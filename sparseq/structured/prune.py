@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from sparseq.flow.prepare import transform_of
@@ -20,6 +21,7 @@ from sparseq.structured.check import Trial
 from sparseq.structured.classes import Classes, Ids
 from sparseq.structured.cut import cut, cuts_of, head_sizes, take_all_attentions
 from sparseq.structured.graph import ChannelGraph, Group
+from sparseq.structured.record import layer_of
 from sparseq.structured.report import ChannelReport, Pruned
 from sparseq.structured.select import Worth, select, worth
 
@@ -73,7 +75,8 @@ def prune_channels(
     check_float("prune_channels", model)
     if macs is not None and not 0 < macs < 1:
         raise ValueError(f"prune_channels: macs must be in (0, 1), got {macs}")
-    _check_scores(model, scores)
+    if scores is not None:
+        scores = _scores(model, scores)
     draft = copy.deepcopy(model)
     take_all_attentions(draft)
     graph = ChannelGraph(draft, example, "prune_channels")
@@ -82,11 +85,14 @@ def prune_channels(
     groups = graph.groups(classes)
     specs = _specs(spec, groups)
     parameters = sum(p.numel() for p in model.parameters())
-    values = {
-        i: worth(draft, graph, classes, group, chosen.criterion, scores)
-        for i, (group, chosen) in enumerate(zip(groups, specs, strict=True))
-        if chosen is not None and group.reason is None
-    }
+    values: dict[int, Worth] = {}
+    for i, (group, chosen) in enumerate(zip(groups, specs, strict=True)):
+        if chosen is not None and group.reason is None:
+            value = worth(draft, graph, classes, group, chosen.criterion, scores)
+            if value is None:
+                groups[i] = replace(group, reason="nothing tells what they are worth")
+            else:
+                values[i] = value
     trial = Trial(draft, example)
 
     def choose() -> list[Ids]:
@@ -124,13 +130,20 @@ def prune_channels(
 
 
 def _row(group: Group, spec: Channels | None, lost: int) -> Pruned:
-    reason = group.reason
-    if reason is None and spec is None:
-        reason = "left alone by the spec"
+    count, reason = len(group.channels), group.reason
     if reason is None and not lost:
-        reason = "too few to remove some"
-    left = len(group.channels) - lost
-    return Pruned(group.producers, group.consumers, len(group.channels), left, group.width, reason)
+        reason = _why_whole(spec)
+    return Pruned(group.producers, group.consumers, count, count - lost, group.width, reason)
+
+
+def _why_whole(spec: Channels | None) -> str:
+    if spec is None:
+        return "left alone by the spec"
+    if spec.sparsity == 0:
+        return "sparsity 0 in the spec"
+    if spec.scope == "global":
+        return "ranked with the other sets, too few of it are among the least"
+    return "too few to remove some"
 
 
 def check_float(caller: str, model: nn.Module) -> None:
@@ -148,22 +161,39 @@ def check_seen(caller: str, model: nn.Module, graph: ChannelGraph) -> None:
     seen = {name for axis in graph.axes for name in axis.names}
     for name, value in model.named_parameters(remove_duplicate=False):
         if value.dim() > 1 and name not in seen and max(value.shape) > 1:
-            owner = name.rpartition(".")[0] or name
+            owner = layer_of(name) or name
             raise ValueError(
                 f"{caller}: example must run every layer of the model, {owner} did not run in eval "
                 "mode: give another example, or take that layer out (an auxiliary classifier?)"
             )
 
 
-def _check_scores(model: nn.Module, scores: Mapping[str, Tensor] | None) -> None:
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    for name, score in (scores or {}).items():
-        if name not in tensors or score.shape != tensors[name].shape:
+@torch.no_grad()
+def _scores(model: nn.Module, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores by the names that parameters have once attentions have projections of their own."""
+    held = copy.deepcopy(model).double()
+    tensors = dict(held.named_parameters(remove_duplicate=False))
+    for tensor in tensors.values():
+        tensor.fill_(torch.nan)  # where there is no score
+    for name, score in scores.items():
+        fits = isinstance(score, Tensor) and name in tensors and score.shape == tensors[name].shape
+        if not fits:
             wanted = tuple(tensors[name].shape) if name in tensors else "a parameter's name"
+            got = (
+                f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+            )
             raise ValueError(
                 f"prune_channels: scores must hold tensors like the parameters: {name!r} must be "
-                f"{wanted}, got shape {tuple(score.shape)}"
+                f"{wanted}, got {got}"
             )
+        if not bool(score.isfinite().all()):
+            raise ValueError(
+                f"prune_channels: scores of {name!r} must be finite, got an infinity or NaN"
+            )
+        tensors[name].copy_(score)
+    take_all_attentions(held)
+    found = held.named_parameters(remove_duplicate=False)
+    return {name: tensor.detach() for name, tensor in found if not tensor.isnan().any()}
 
 
 def _specs(spec: Specs, groups: Sequence[Group]) -> list[Channels | None]:

@@ -21,7 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sparseq.flow.outputs import run_batch
+from sparseq.modes import evaluating
 from sparseq.structured.classes import Classes, disjoint
+
+
+def layer_of(name: str) -> str:
+    """The layer that a parameter is of, be it behind a parametrisation."""
+    owner, parametrised, _ = f".{name}".partition(".parametrizations.")
+    return owner[1:] if parametrised else name.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,8 @@ class Axis:
 
     @property
     def layer(self) -> str:
-        """The module that holds it, by its first name."""
-        return self.names[0].rpartition(".")[0]
+        """The layer that it is of, by its first name."""
+        return layer_of(self.names[0])
 
 
 @dataclass(frozen=True)
@@ -200,18 +207,14 @@ def record(caller: str, model: nn.Module, example: Any) -> Notes:
     Returns:
         What the run told.
     """
-    modes = {module: module.training for module in model.modules()}
     recorder = Recorder(model)
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        model.eval()
         torch.backends.mha.set_fastpath_enabled(False)  # one opaque function otherwise
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder:
+        with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder:
             result = run_batch(caller, model, example)
         recorder.lock(result, "the model's result")
     finally:
         recorder.close()
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes.items():
-            module.training = training
     return recorder.notes

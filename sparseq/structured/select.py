@@ -24,8 +24,10 @@ def worth(
     group: Group,
     criterion: str,
     scores: Mapping[str, Tensor] | None,
-) -> Worth:
+) -> Worth | None:
     """What each channel of a group is worth; one is the mean of its layers.
+
+    None where there is nothing to tell: no scores for these layers, no weights.
 
     Args:
         model: whose parameters are read.
@@ -68,7 +70,7 @@ def worth(
     if not layers:
         if criterion == "batch_norm" and scores is None:
             return worth(model, graph, classes, group, "l2", None)
-        return np.ones(len(group.channels))
+        return None
     return np.mean(layers, axis=0)
 
 

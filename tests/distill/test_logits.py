@@ -257,3 +257,25 @@ def test_teachers_must_be_there_and_agree():
         loss(torch.zeros(2, 4), torch.tensor([0, 0]), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="inputs must be given to a teacher, got None"):
         loss(torch.zeros(2, 4), torch.tensor([0, 0]))
+    for wrong in (None, len, [nn.Identity(), "teacher"]):
+        with pytest.raises(TypeError, match=r"teacher must be an nn\.Module, CachedLogits or"):
+            distill.Loss(wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_labels_may_be_probabilities(dtype):
+    logits, answers = torch.randn(5, 4, dtype=dtype), torch.randn(5, 4)
+    classes = torch.randint(4, (5,))
+    certain = nn.functional.one_hot(classes, 4).double()
+    mixed = 0.3 * certain + 0.7 * certain.roll(1, 0)
+    wanted = distill.kd_loss(logits, answers, classes, 3.0, 0.6)
+    torch.testing.assert_close(distill.kd_loss(logits, answers, certain, 3.0, 0.6), wanted)
+    soft = distill.kd_loss(logits, answers, classes, 3.0, 0.0)
+    hard = -(mixed.float() * logits.float().log_softmax(1)).sum(1).mean()
+    loss = distill.Loss(nn.Identity(), 3.0, 0.6)
+    torch.testing.assert_close(loss(logits, mixed, answers), 0.6 * hard + 0.4 * soft)
+    with pytest.raises(ValueError, match=r"labels must have shape \(5,\), got \(5, 4\)"):
+        loss(logits, certain.long(), answers)
+    decoupled = distill.Loss(nn.Identity(), soft=distill.Decoupled())
+    with pytest.raises(ValueError, match="decoupled_loss: labels must be one class a sample"):
+        decoupled(logits, mixed, answers)

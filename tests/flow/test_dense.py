@@ -100,3 +100,26 @@ def test_zeros_go_through_everything(spec, tmp_path):
     save(model, tmp_path / "m.safetensors")
     again = load(tmp_path / "m.safetensors", nn.Sequential(nn.Linear(16, 8)))
     assert masks_of(again)[0][0].spec == spec and torch.equal(masks_of(again)[0][0].mask, mask)
+
+
+def test_layers_that_no_plan_serves_are_named(tmp_path):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.video, self.rest = nn.Conv3d(1, 4, 1), nn.LSTM(4, 4)
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(self.rest(self.video(x).mean((2, 3, 4)))[0])
+
+    model = Mixed()
+    assert [row.kind for row in explain(model).rows] == ["Linear", "Conv3d", "LSTM"]
+    assert explain(model).dense == {}
+    prepare(model, Plan({"*": Layer(sparsity=NM(2, 4), **INT8)}))
+    calibrate(model, [torch.randn(2, 1, 2, 2, 2)])
+    save(convert(model), tmp_path / "m.safetensors")
+    for which in (model, convert(model), load(tmp_path / "m.safetensors", Mixed())):
+        shown = explain(which)
+        assert list(shown.dense) == ["video", "rest"]
+        assert all(reason.startswith("a plan serves nn.Linear") for reason in shown.dense.values())
+        assert shown.rows[2].note.startswith("float: a plan serves") and shown.rows[1].sparsity == 0

@@ -199,3 +199,14 @@ def test_pairs_have_no_names_for_scores():
     pairs = masks_of(model_of(Unstructured(0.5)))
     with pytest.raises(TypeError, match="update_masks: masks must be a model where scores"):
         update_masks(pairs, scores={})
+
+
+@pytest.mark.parametrize("arguments", [(1.5,), (-0.1,), (float("nan"),), (1.0, 1.1), (0.5, -1)])
+def test_shares_that_are_none(arguments):
+    model = model_of(Unstructured(0.5))
+    before = [mask.mask.clone() for mask, _ in masks_of(model)]
+    with pytest.raises(
+        ValueError, match=r"update_masks: (fraction|floor) must be in \[0, 1\], got"
+    ):
+        update_masks(model, *arguments)
+    assert all(torch.equal(m.mask, b) for (m, _), b in zip(masks_of(model), before, strict=True))

@@ -144,6 +144,11 @@ def test_attention_goes_by_heads(need_weights):
     assert groups[1].producers == ("a.out_proj",)
 
 
+def standardised(weight):
+    """Mean 0 and variance 1 of each output's weights, as timm's StdConv2d."""
+    return nn.functional.batch_norm(weight[None], None, None, training=True)[0]
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -157,6 +162,7 @@ def test_attention_goes_by_heads(need_weights):
         (lambda m, x: m.b(torch.cat([*m.a(x).split([5, 3], 1)], 1)), "split into unequal parts"),
         (lambda m, x: m.b(nn.functional.pad(m.a(x), (0, 0))[:, torch.arange(8)]), "an index"),
         (lambda m, x: m.b(torch.cat([m.a(x)[:, None], torch.zeros(len(x), 1, 8)], 1)), "joined"),
+        (lambda m, x: m.a(x) @ standardised(m.b.weight).T, "normalised over"),
     ],
 )
 def test_what_stays_says_why(function, reason):

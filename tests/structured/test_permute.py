@@ -201,3 +201,21 @@ def test_many_rows_and_stripes_and_nan():
     for shape, n, m in (((4, 6), 2, 4), ((4,), 2, 4), ((4, 8), 4, 4), ((4, 10), 2, 5)):
         with pytest.raises(ValueError, match="search_order: matrix must be"):
             search_order(torch.ones(shape), n, m)
+
+
+def test_parametrised_weights():
+    class Bounded(nn.Module):
+        def forward(self, weight):
+            return weight.clamp(-0.2, 0.2)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    nn.utils.parametrize.register_parametrization(model[2], "weight", Bounded())
+    x, plan = torch.randn(2, 6), Plan({"2": Layer(sparsity=NM(2, 4))})
+    before = model(x)
+    row = permute_channels(model, x, plan).layers[0]
+    assert row.reason is None and row.after > row.before
+    assert torch.allclose(model(x), before, atol=1e-5)
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(ValueError, match="permute_channels: 0: weight must be one parameter"):
+        permute_channels(model, x, Plan({"0": Layer(sparsity=NM(1, 2))}))

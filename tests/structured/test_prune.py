@@ -293,3 +293,99 @@ def test_spec():
             Channels.from_json(text)
     with pytest.raises(ValueError, match="unexpected keyword"):
         Channels.from_json('{"version": 1, "type": "Channels", "share": 1}')
+
+
+def test_scores_that_tell_nothing():
+    model = mlp(6, 8, 8, 3)
+    before = copy.deepcopy(model.state_dict())
+    x, spec = torch.randn(2, 6), Channels(0.5, round_to=1)
+    for bad in (float("nan"), float("inf")):
+        scores = {"0.weight": torch.full((8, 6), bad)}
+        with pytest.raises(ValueError, match=r"scores of '0\.weight' must be finite, got an inf"):
+            prune_channels(model, x, spec, scores=scores)
+    with pytest.raises(ValueError, match=r"'0\.weight' must be \(8, 6\), got list"):
+        prune_channels(model, x, spec, scores={"0.weight": [1.0]})
+    assert not prune_channels(model, x, spec, scores={}).pruned
+    assert unchanged(model, before)
+    report = prune_channels(model, x, spec, scores={"0.weight": torch.rand(8, 6)})
+    assert [g.producers for g in report.pruned] == [("0",)]
+    (other,) = [g for g in report.groups if g.producers == ("2",)]
+    assert other.reason == "nothing tells what they are worth"
+
+
+def test_scores_of_torchs_attention_and_of_a_shared_weight():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    scores = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    heads = torch.tensor([3.0, 1, 2, 4]).repeat_interleave(4).repeat(3)
+    scores["self_attn.in_proj_weight"] += heads[:, None]
+    kept = model.self_attn.in_proj_weight[[0, 1, 2, 3, 12, 13, 14, 15]].clone()
+    spec = {"*q_proj": Channels(0.5, round_to=1)}
+    spec.update({"*k_proj": spec["*q_proj"], "*v_proj": spec["*q_proj"]})
+    prune_channels(model, torch.randn(1, 3, 16), spec, scores=scores)
+    assert torch.equal(model.self_attn.q_proj.weight, kept)
+
+
+def test_a_parametrised_layer_tells_its_size(tmp_path):
+    class Bounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.limit = nn.Parameter(torch.rand(8, 1))
+
+        def forward(self, weight):
+            return weight.clamp(-1, 1) * self.limit
+
+    def network():
+        model = mlp(6, 8, 3)
+        nn.utils.parametrize.register_parametrization(model[0], "weight", Bounded())
+        return model
+
+    model, x = network(), torch.randn(2, 6)
+    report = prune_channels(model, x, {"0": Channels(0.5, round_to=1)})
+    assert report.groups[0].producers == ("0",)
+    assert model[0].out_features == 4 and model[0].weight.shape == (4, 6)
+    assert model[0].parametrizations.weight[0].limit.shape == (4, 1)
+    sparseq.save(model, tmp_path / "m")
+    again = sparseq.load(tmp_path / "m", network())
+    assert torch.equal(again(x), model(x)) and again[0].out_features == 4
+
+
+def test_norms_without_scales_tell_their_size():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 2, 1)
+    ).eval()
+    prune_channels(model, X, Channels(0.5, round_to=1))
+    assert model[1].num_features == 4 and model[1].running_mean.shape == (4,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    class Cast(nn.Module):
+        """Has a tensor of its own that is no float64."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(6, 8, 3)
+
+        def forward(self, x):
+            if x.dtype == torch.float64:
+                raise RuntimeError("no float64 here")
+            return self.net(x)
+
+    for model in (mlp(6, 8, 3), Cast()):
+        model, x = model.to(dtype), torch.randn(2, 6, dtype=dtype)
+        report = prune_channels(model, x, Channels(0.5, round_to=1))
+        assert len(report.pruned) == 1 and model(x).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (Channels(0.0), "sparsity 0 in the spec"),
+        (Channels(0.1, round_to=1), "too few to remove some"),
+        (Channels(0.1, round_to=8, scope="global"), "ranked with the other sets"),
+    ],
+)
+def test_why_a_set_lost_nothing(spec, reason):
+    report = prune_channels(mlp(6, 8, 3), torch.randn(2, 6), spec)
+    assert report.groups[0].reason.startswith(reason)
