@@ -99,7 +99,7 @@ class Run:
     ) -> nn.Module:
         """By one cycle of the learning rate, or as the recipe says.
 
-        A rate as large as in the first training wins back more than a small one (Renda et al. 2020).
+        A rate as large as the first training's wins back more than a small one (Renda et al. 2020).
         """
         recipe = recipe or train.Recipe(self.epochs, RATE, batch=128)
         train.train(model, self.dataset, recipe, seed=seed, before_epoch=before_epoch)
@@ -282,9 +282,9 @@ def write(run: Run, order: list[str], label: str, folder: Path) -> None:
         f"drop the same share of what is left, {run.round_epochs} epochs of retraining after each "
         f"(cosine from {ROUND_RATE}), {run.epochs} after the last (one cycle to {RATE}); 2:4: "
         f"{run.epochs} epochs alike, SR-STE's mask (decay 2e-4) fixed in the last fifth; half the "
-        f"MACs: {run.channel_epochs} epochs (cosine from {CHANNEL_RATE}). Zeros: of all convolutions and the classifier; files hold "
-        "float32. Seconds on cores that other work shared; of a stage that was interrupted, since "
-        "it went on."
+        f"MACs: {run.channel_epochs} epochs (cosine from {CHANNEL_RATE}). Zeros: of all "
+        "convolutions and the classifier; files hold float32. Seconds on cores that other work "
+        "shared; of a stage that was interrupted, since it went on."
     )
     parts = ["# cifar10_pruning", "", intro, "", *lines, "", "Layers left dense:", "", *left, ""]
     with atomic_path(folder / "cifar10_pruning.json") as path:
