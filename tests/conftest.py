@@ -8,9 +8,26 @@ from sparseq import testing
 settings.register_profile("sparseq", deadline=None, derandomize=True, database=None)
 settings.load_profile("sparseq")
 
+# folders, from the repository's root, whose tests are accounted for together
+TOGETHER = ("tests/cuda/gemm/",)
+
 
 def pytest_report_header():
     return f"sparseq._C: {core.__file__}"  # `make sanitize` tests another one
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile` the tests of a file share a process; here those of TOGETHER, too."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return next((f for f in TOGETHER if nodeid.startswith(f)), super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items):

@@ -111,11 +111,15 @@ def transform_of(layer: nn.Module, kind: type[nn.Module]) -> Any:
     return next((t for t in weight_transforms(layer) if isinstance(t, kind)), None)
 
 
-def _single(layer: nn.Module) -> bool:
-    """Whether the weight is computed from one tensor, if it is computed."""
+def check_single(caller: str, name: str, layer: nn.Module) -> None:
+    """ValueError where a layer's weight is computed from more than one tensor."""
     if not parametrize.is_parametrized(layer, "weight"):
-        return True
-    return hasattr(layer.parametrizations["weight"], "original")  # type: ignore[index]
+        return
+    if not hasattr(layer.parametrizations["weight"], "original"):  # type: ignore[index]
+        raise ValueError(
+            f"{caller}: {name}: weight must be one parameter, got a parametrisation of several "
+            "(weight_norm?): remove it first"
+        )
 
 
 def original_weight(layer: nn.Module) -> Tensor:
@@ -249,11 +253,7 @@ def prepare(model: Model, plan: Plan) -> Model:
         raise ValueError(f"prepare: model must hold {SERVED} layers, got none")
     chosen = plan.match(layers)
     for name, wanted in chosen.items():  # all checks before the first change
-        if hasattr(layers[name], "parametrizations") and not _single(layers[name]):
-            raise ValueError(
-                f"prepare: {name}: weight must be one parameter, got a parametrisation of several "
-                "(weight_norm?): remove it first"
-            )
+        check_single("prepare", name, layers[name])
         _check_joins(name, layers[name], wanted)
         if wanted.weight is not None:
             weight = outputs_first(layers[name], original_weight(layers[name]))

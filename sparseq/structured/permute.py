@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparseq.flow.prepare import layers_of, sparsity_refusal
+from sparseq.flow.prepare import check_single, layers_of, sparsity_refusal
 from sparseq.nn import outputs_first, projections
 from sparseq.spec import NM, Plan
 from sparseq.structured.check import Trial
@@ -102,6 +102,7 @@ def permute_channels(
     for name, chosen in plan.match(layers).items():
         spec = chosen.sparsity
         if isinstance(spec, NM) and spec.m <= 4 and not isinstance(layers[name], nn.Embedding):
+            check_single("permute_channels", name, layers[name])
             wanted[name] = spec
     if not wanted:
         raise ValueError(
