@@ -8,7 +8,7 @@ from sparseq import testing
 settings.register_profile("sparseq", deadline=None, derandomize=True, database=None)
 settings.load_profile("sparseq")
 
-# folders, from the repository's root, whose tests are accounted for together
+# folders, from the repository's root, in which a test asks what all others together did
 TOGETHER = ("tests/cuda/gemm/",)
 
 
@@ -16,10 +16,10 @@ def pytest_report_header():
     return f"sparseq._C: {core.__file__}"  # `make sanitize` tests another one
 
 
-@pytest.hookimpl(optionalhook=True)
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
 def pytest_xdist_make_scheduler(config, log):
-    """With `--dist loadfile` the tests of a file share a process; here those of TOGETHER, too."""
-    if config.getvalue("dist") != "loadfile":
+    """With `-n`, the tests of a file share a process, and so do those of a folder of TOGETHER."""
+    if config.getvalue("dist") not in ("load", "loadfile"):
         return None
     from xdist.scheduler import LoadFileScheduling
 

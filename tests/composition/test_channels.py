@@ -26,7 +26,7 @@ from sparseq import NM, Channels, Layer, Plan, Quant, Unstructured, export
 from sparseq.flow.prepare import layers_of
 from sparseq.nn import SparseQuantLayer
 
-some = settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+some = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 few = settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 groups = st.sampled_from([NM(2, 4), NM(1, 4), NM(1, 2)])
 
