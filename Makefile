@@ -10,8 +10,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 demo: $(VENV)/.installed
 	$(RUN)/python -m sparseq demo --out out $(ARGS)
 
+# a file's tests share a process, see tests/conftest.py; ARGS="-n 0 ..." runs all of them in this one
 test: $(VENV)/.installed
-	$(RUN)/python -m pytest $(ARGS)
+	$(RUN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # incremental rebuild of the extension while working on csrc/
 build: $(VENV)/.torch

@@ -8,9 +8,26 @@ from sparseq import testing
 settings.register_profile("sparseq", deadline=None, derandomize=True, database=None)
 settings.load_profile("sparseq")
 
+# folders, from the repository's root, in which a test asks what all others together did
+TOGETHER = ("tests/cuda/gemm/",)
+
 
 def pytest_report_header():
     return f"sparseq._C: {core.__file__}"  # `make sanitize` tests another one
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n`, the tests of a file share a process, and so do those of a folder of TOGETHER."""
+    if config.getvalue("dist") not in ("load", "loadfile"):
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return next((f for f in TOGETHER if nodeid.startswith(f)), super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items):

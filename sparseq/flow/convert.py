@@ -18,6 +18,7 @@ from sparseq.flow.prepare import (
     transform_of,
     weight_transforms,
 )
+from sparseq.flow.resize import pass_on_sizes
 from sparseq.nn import InputGrid, SparseQuantLayer, integer_type, outputs_first, own_forward
 from sparseq.packed import PackedWeight
 from sparseq.quant import FakeQuantize
@@ -27,6 +28,7 @@ from sparseq.sparse import named_masks
 def set_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     """Replace a submodule under every name it has; returns the root, which may be the new one."""
     old = model.get_submodule(name)
+    pass_on_sizes(old, module)
     if old is model:
         return module
     for parent in list(model.modules()):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparseq.nn import MultiheadAttention
 
-RESIZED = "sparseq_resized"  # of a model: by module, its counts and the shapes of its tensors
+RESIZED = "sparseq_resized"  # of a module: its counts and the shapes of its tensors
 HEADS = ("num_heads", "heads", "n_heads", "num_attention_heads")  # attributes of others' attentions
 WIDTHS = ("attn_dim", "all_head_dim", "all_head_size", "inner_dim")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -79,15 +79,25 @@ def note_sizes(model: nn.Module, names: Mapping[str, Mapping[str, int]]) -> None
         model: its tensors have their new shapes already.
         names: by module, what to set beside: `HEADS` and `WIDTHS` only.
     """
-    noted: dict[str, Any] = dict(getattr(model, RESIZED, {}))
     for name, counts in names.items():
         module = model.get_submodule(name)
         _set(name, module, {**sizes_of(module), **counts})
         own = [*module._parameters.items(), *module._buffers.items()]
         shapes = {key: list(value.shape) for key, value in own if value is not None}
-        held = noted.get(name, {"counts": {}})["counts"]
-        noted[name] = {"counts": {**held, **counts}, "shapes": shapes}
-    setattr(model, RESIZED, noted)
+        held = getattr(module, RESIZED, {"counts": {}})["counts"]
+        setattr(module, RESIZED, {"counts": {**held, **counts}, "shapes": shapes})
+
+
+def noted_sizes(model: nn.Module) -> dict[str, Any]:
+    """What `note_sizes` kept, by the names that modules have in this model."""
+    noted = {name: getattr(module, RESIZED, None) for name, module in model.named_modules()}
+    return {name: entry for name, entry in noted.items() if entry is not None}
+
+
+def pass_on_sizes(old: nn.Module, new: nn.Module) -> None:
+    """Keep what was noted of a module with the one that takes its place."""
+    if hasattr(old, RESIZED):
+        setattr(new, RESIZED, getattr(old, RESIZED))
 
 
 def _set(name: str, module: nn.Module, values: Mapping[str, Any]) -> None:
@@ -100,9 +110,12 @@ def _set(name: str, module: nn.Module, values: Mapping[str, Any]) -> None:
 def restore_sizes(model: nn.Module, noted: Mapping[str, Any]) -> None:
     """Give a float model the sizes that `note_sizes` kept; tensors that shrink become zeros.
 
+    What is one parameter of several modules stays one.
+
     Raises:
         ValueError: a tensor or count that the model lacks, or that would grow.
     """
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # the old ones are held: no identity comes twice
     for name, entry in noted.items():
         module = model.get_submodule(name)
         for key, shape in entry["shapes"].items():
@@ -111,8 +124,9 @@ def restore_sizes(model: nn.Module, noted: Mapping[str, Any]) -> None:
             if held is None or not _shrinks(old, shape):
                 raise ValueError(f"{name}.{key} of shape {old} cannot become {shape}")
             if shape != old:
-                zeros = torch.zeros(shape, dtype=held.dtype, device=held.device)
-                set_tensor(model, f"{name}.{key}".lstrip("."), zeros)
+                zeros = _zeros(held, shape)
+                _, value = made.setdefault(id(held), (held, zeros))
+                set_tensor(model, f"{name}.{key}".lstrip("."), value)
     for name, entry in noted.items():
         module = model.get_submodule(name)
         for key, value in entry["counts"].items():
@@ -121,8 +135,21 @@ def restore_sizes(model: nn.Module, noted: Mapping[str, Any]) -> None:
             if not known or not 0 < value <= held:
                 raise ValueError(f"{name}.{key} cannot become {value!r}")
         _set(name, module, {**sizes_of(module), **entry["counts"]})
-    if noted:
-        setattr(model, RESIZED, dict(noted))
+        setattr(module, RESIZED, entry)
+
+
+def in_format_of(like: Tensor, value: Tensor) -> Tensor:
+    """A tensor in the memory format of another."""
+    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        return value.contiguous(memory_format=torch.channels_last)
+    return value
+
+
+def _zeros(like: Tensor, shape: list[int]) -> Tensor:
+    zeros = in_format_of(like, torch.zeros(shape, dtype=like.dtype, device=like.device))
+    if isinstance(like, nn.Parameter):
+        return nn.Parameter(zeros, requires_grad=like.requires_grad)
+    return zeros
 
 
 def _shrinks(old: list[int], new: Any) -> bool:

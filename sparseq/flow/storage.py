@@ -22,7 +22,7 @@ from sparseq.flow.encodings import decode, encode
 from sparseq.flow.header import check_identities, check_states, check_values, read_header
 from sparseq.flow.precision import own_dtype, restore
 from sparseq.flow.prepare import attach, layers_of, leave_fused_paths, take_attentions
-from sparseq.flow.resize import RESIZED, restore_sizes
+from sparseq.flow.resize import noted_sizes, restore_sizes
 from sparseq.nn import InputGrid, MultiheadAttention, SparseQuantLayer, integer_type, outputs_first
 from sparseq.packed import PackedWeight
 from sparseq.spec import Layer, Quant
@@ -73,7 +73,7 @@ def _structure(model: nn.Module) -> dict[str, Any]:
         "identities": identities,
         "biased": biased,
         "attentions": attentions,
-        "resized": getattr(model, RESIZED, {}),
+        "resized": noted_sizes(model),
         "dense": dense,
     }
 

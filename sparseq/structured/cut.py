@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparseq.flow.prepare import leave_fused_paths, take_attentions
-from sparseq.flow.resize import HEADS, WIDTHS, note_sizes, set_tensor
+from sparseq.flow.resize import HEADS, WIDTHS, in_format_of, note_sizes, set_tensor
 from sparseq.nn import MultiheadAttention
 from sparseq.structured.classes import Classes, Ids
 from sparseq.structured.graph import ChannelGraph, Group
@@ -84,8 +84,7 @@ def cut(model: nn.Module, cuts: Cuts, heads: Mapping[str, Mapping[str, int]]) ->
         value = old.detach()
         for dim, kept in dims.items():
             value = value.index_select(dim, kept.to(value.device))
-        if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last):
-            value = value.contiguous(memory_format=torch.channels_last)
+        value = in_format_of(old, value)
         if isinstance(old, nn.Parameter):
             value = nn.Parameter(value, requires_grad=old.requires_grad)
         for name in names:

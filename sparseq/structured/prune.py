@@ -151,8 +151,9 @@ def check_float(caller: str, model: nn.Module) -> None:
     for name, module in model.named_modules():
         prepared = hasattr(module, "sparseq_layer") or isinstance(module, SparseQuantLayer)
         if prepared or transform_of(module, Mask) or transform_of(module, FakeQuantize):
+            where = name or "the model itself"
             raise ValueError(
-                f"{caller}: model must be a float one, got {name} prepared: do this before prepare"
+                f"{caller}: model must be a float one, got {where} prepared: do this before prepare"
             )
 
 

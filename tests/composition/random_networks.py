@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparseq
-from sparseq import NM, Layer, Plan, Quant, Unstructured, distill
+from sparseq import NM, Channels, Layer, Plan, Quant, Unstructured, distill
 from sparseq.flow.prepare import layers_of, transform_of
 from sparseq.nn import SparseQuantLayer
 from sparseq.sparse import Mask, PruningSchedule
 
-BLOCKS = ("plain", "bare", "residual", "pointwise", "depthwise")
+BLOCKS = ("plain", "bare", "residual", "pointwise", "depthwise", "grouped", "concatenated")
 CLASSES = 5
 
 
@@ -24,7 +24,8 @@ class Block(nn.Module):
 
     def __init__(self, kind: str, norm: str, width: int) -> None:
         super().__init__()
-        size, groups = (1, 1) if kind == "pointwise" else (3, width if kind == "depthwise" else 1)
+        size = 1 if kind == "pointwise" else 3
+        groups = {"depthwise": width, "grouped": 2}.get(kind, 1)
         self.kind = kind
         self.conv = nn.Conv2d(
             width, width, size, padding=size // 2, groups=groups, bias=kind == "bare"
@@ -33,9 +34,13 @@ class Block(nn.Module):
         if kind != "bare":
             self.norm = nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(2, width)
         self.relu = nn.ReLU()
+        if kind == "concatenated":
+            self.merge = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, x):
         y = self.norm(self.conv(x))
+        if self.kind == "concatenated":
+            return self.merge(torch.cat([x, self.relu(y)], 1))
         return self.relu(x + y) if self.kind == "residual" else self.relu(y)
 
 
@@ -147,6 +152,15 @@ def recipes(draw, iterative: bool | None = None) -> Recipe:
     )
 
 
+channels = st.builds(
+    Channels,
+    st.sampled_from([0.25, 0.5, 0.8]),
+    st.sampled_from(["l1", "l2", "batch_norm", "random"]),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from(["local", "global"]),
+)
+
+
 class Student:
     """A recipe's network on its way."""
 
@@ -163,6 +177,10 @@ class Student:
         self.distil(1)
         self.model.eval()
         return self
+
+    def remove(self, spec: Channels) -> sparseq.structured.ChannelReport:
+        torch.manual_seed(self.recipe.seed)  # of the criterion "random"
+        return sparseq.prune_channels(self.model, self.recipe.images()[:1], spec)
 
     def prune(self) -> None:
         sparseq.prepare(self.model, self.recipe.sparsities)

@@ -15,8 +15,8 @@ from sparseq.flow.prepare import layers_of, original_weight, weight_transforms
 from sparseq.nn import SparseQuantLayer
 from sparseq.sparse import PruningSchedule
 
-many = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-few = settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def share(kept):

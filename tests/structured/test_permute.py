@@ -140,6 +140,12 @@ def test_refusals():
     sparseq.prepare(model, PLAN)
     with pytest.raises(ValueError, match="model must be a float one"):
         permute_channels(model, X, PLAN)
+    single = sparseq.prepare(nn.Linear(8, 8), PLAN)
+    with pytest.raises(ValueError, match="a float one, got the model itself prepared"):
+        permute_channels(single, torch.randn(2, 8), PLAN)
+    normed = nn.Sequential(nn.Linear(8, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)))
+    with pytest.raises(ValueError, match="permute_channels: 1: weight must be one parameter"):
+        permute_channels(normed, torch.randn(2, 8), PLAN)
 
 
 def best_of_all(matrix, n, m):
