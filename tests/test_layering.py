@@ -15,6 +15,7 @@ BELOW: dict[str, set[str]] = {
     "spec": set(),
     "reference": set(),
     "files": set(),
+    "table": set(),
     "distill": {"files"},
 }
 BELOW["ops"] = {"spec", "reference", "files", "_C"}
@@ -30,8 +31,8 @@ BELOW["ptq"] = BELOW["flow"] | {"flow"}
 BELOW["structured"] = BELOW["flow"] | {"flow"}
 BELOW["export"] = BELOW["flow"] | {"flow"}
 BELOW["migrate"] = BELOW["flow"] | {"flow"}
-BELOW["bench"] = BELOW["flow"] | {"flow"}
-BELOW["analysis"] = BELOW["flow"] | {"flow", "bench"}
+BELOW["bench"] = BELOW["flow"] | {"flow", "export", "table"}
+BELOW["analysis"] = BELOW["flow"] | {"flow", "bench", "table"}
 BELOW["run"] = BELOW["flow"] | {"flow", "bench", "analysis", "export", "distill", ""}
 BELOW["cli"] = BELOW["run"] | {"run"}
 BELOW["__main__"] = {"cli"}
