@@ -1,42 +1,68 @@
 """`bench.latency`, `bench.compare` of callables, `bench.alternate`."""
 
-import time
-
 import pytest
 import torch
 from torch import nn
 
 from sparseq import bench
-from sparseq.bench import timing
+from sparseq.bench import stats, timing
+
+
+class Clock:
+    """Time that passes only where a test lets it."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(timing, "time", made)
+    return made
 
 
 class Sleeper(nn.Module):
-    """Takes a known time and notes how it was called."""
+    """Takes a known time, the last one for ever, and notes how it was called."""
 
-    def __init__(self, seconds):
+    def __init__(self, clock=None, *seconds):
         super().__init__()
-        self.seconds = seconds
+        self.clock = clock or Clock()
+        self.seconds = seconds or (0.0,)
         self.calls = []
 
     def forward(self, x):
+        self.clock.sleep(self.seconds[min(len(self.calls), len(self.seconds) - 1)])
         self.calls.append((self.training, torch.is_grad_enabled(), torch.get_num_threads()))
-        time.sleep(self.seconds)
         return x
 
 
-def test_latency_measures_one_call():
-    model = Sleeper(0.01)
-    got = bench.latency(model, torch.zeros(4, 3), repeats=5, warmup=2)
-    assert 10 <= got.median_ms < 40
-    assert got.median_ms <= got.p95_ms <= got.p99_ms
-    assert got.images == 4 and got.repeats == 5
-    assert got.per_image_ms == got.median_ms / 4
-    assert got.images_per_second == pytest.approx(4000 / got.median_ms)
-    assert len(model.calls) == 2 * (5 + 2)
+def test_latency_measures_one_call(clock):
+    model = Sleeper(clock, 0.5, 0.010, 0.5, 0.020, 0.5, 0.040)
+    got = bench.latency(model, torch.zeros(4, 3), repeats=3, warmup=0)
+    assert (got.min_ms, got.median_ms) == (pytest.approx(10), pytest.approx(20))
+    assert got.p95_ms == pytest.approx(38) and got.p99_ms == pytest.approx(39.6)
+    assert got.interval_ms == (pytest.approx(10), pytest.approx(40))
+    assert got.images == 4 and got.repeats == 3
+    assert got.per_image_ms == pytest.approx(5)
+    assert got.images_per_second == pytest.approx(200)
+    assert len(model.calls) == 2 * 3
+
+
+def test_warm_calls_are_not_timed(clock):
+    model = Sleeper(clock, *[1.0] * 4, 0.01)
+    got = bench.latency(model, torch.zeros(1), repeats=5, warmup=2)
+    assert got.p99_ms == pytest.approx(10) and len(model.calls) == 2 * (2 + 5)
 
 
 def test_latency_runs_as_deployed_and_puts_everything_back():
-    model = nn.Sequential(Sleeper(0), nn.Dropout()).train()
+    model = nn.Sequential(Sleeper(), nn.Dropout()).train()
     model[1].eval()
     before = torch.get_num_threads()
     got = bench.latency(model, torch.zeros(1), repeats=3, warmup=0, threads=1)
@@ -63,11 +89,12 @@ def test_compare_interleaves_and_alternates():
     assert "".join(calls) == "bbaa" + "aabb" + "bbaa"
 
 
-def test_compare_tells_fast_from_slow():
+def test_compare_tells_fast_from_slow(clock):
     times = {"slow": 0.004, "fast": 0.001}
-    calls = {name: lambda s=seconds: time.sleep(s) for name, seconds in times.items()}
-    got = bench.compare(calls, repeats=9, warmup=1)
-    assert got["slow"].median_ms > 2 * got["fast"].median_ms
+    calls = {name: lambda s=seconds: clock.sleep(s) for name, seconds in times.items()}
+    got = bench.compare(calls, repeats=9, warmup=1, images=2)
+    assert got["slow"].median_ms == pytest.approx(4) and got["fast"].median_ms == pytest.approx(1)
+    assert got["slow"].images == 2
 
 
 def test_compare_checks_its_arguments():
@@ -81,38 +108,37 @@ def test_compare_checks_its_arguments():
         bench.latency(nn.Identity(), torch.zeros(0, 3))
 
 
-def test_latency_tells_itself():
-    got = bench.latency(Sleeper(0), torch.zeros(2, 3), repeats=20, warmup=0, threads=1)
-    low, high = got.interval_ms
-    assert got.min_ms <= low <= got.median_ms <= high <= got.p99_ms
-    text = str(got)
-    assert f"median {got.median_ms:.3f} ms" in text and "batch 2, threads 1, 20 calls" in text
+def test_latency_tells_itself(clock):
+    model = Sleeper(clock, 0.0125)
+    got = bench.latency(model, torch.zeros(2, 3), repeats=20, warmup=0, threads=1)
+    assert str(got) == (
+        "median 12.500 ms (95 % interval 12.500 to 12.500), p95 12.500, p99 12.500, min 12.500; "
+        "160.0 images/s; batch 2, threads 1, 20 calls"
+    )
 
 
-def test_repeats_fill_the_time_given():
-    slow, fast = Sleeper(0.02), Sleeper(0.002)
-    few = bench.latency(slow, torch.zeros(1), warmup=0, seconds=0.01)
-    many = bench.latency(fast, torch.zeros(1), warmup=0, seconds=0.3)
-    assert few.repeats == timing.LEAST < many.repeats
-    assert many.repeats * 2 * 0.002 < 1
+def test_repeats_fill_the_time_given(clock):
+    few = bench.latency(Sleeper(clock, 1.0), torch.zeros(1), warmup=0, seconds=3)
+    many = bench.latency(Sleeper(clock, 1 / 64), torch.zeros(1), warmup=0, seconds=1)
+    assert few.repeats == timing.LEAST
+    assert many.repeats == 33  # two calls a round; the last one begins in time
 
 
-def test_warmup_goes_on_until_calls_are_steady():
-    class Waking(Sleeper):
-        def forward(self, x):
-            self.seconds = max(0.001, 0.02 - 0.001 * len(self.calls))
-            return super().forward(x)
-
-    model = Waking(0)
-    got = bench.latency(model, torch.zeros(1), repeats=5, seconds=10)
-    assert len(model.calls) > 2 * (5 + 10)
-    assert got.median_ms < 10
+def test_warmup_goes_on_until_calls_are_steady(clock):
+    model = Sleeper(clock, *(1 - n / 32 for n in range(31)), 1 / 64)
+    got = bench.latency(model, torch.zeros(1), repeats=5, seconds=1000)
+    assert got.p99_ms == pytest.approx(1000 / 64)
+    rounds = len(model.calls) // 2 - 5
+    assert 31 // 2 + 2 * stats.WINDOW - 4 <= rounds < timing.WARMEST
 
 
-def test_warmup_ends_with_half_the_time_at_the_latest():
-    model = Sleeper(0.01)
+def test_warmup_ends_with_half_the_time_at_the_latest(clock):
+    model = Sleeper(clock, 1.0)
     bench.latency(model, torch.zeros(1), repeats=1, seconds=0)
     assert len(model.calls) == 2 * (2 + 1)
+    model = Sleeper(clock, *(0.9**n for n in range(500)))
+    bench.latency(model, torch.zeros(1), repeats=1, seconds=1000)
+    assert len(model.calls) == 2 * (timing.WARMEST + 1)
 
 
 def test_several_inputs():
@@ -147,9 +173,12 @@ def test_alternate_takes_turns():
     assert first != ["c", "b", "a", "b", "c"] * 2
 
 
-def test_alternate_without_a_count():
-    got = bench.alternate({"a": lambda: None}, seconds=0)
+def test_alternate_without_a_count(clock):
+    got = bench.alternate({"a": lambda: clock.sleep(1)}, seconds=0)
     assert len(got["a"]) == timing.LEAST
+    assert got["a"] == [[pytest.approx(1)] * timing.CALLS] * timing.LEAST
+    got = bench.alternate({"a": lambda: clock.sleep(1)}, seconds=7.02 * 20.5)
+    assert len(got["a"]) == 21  # of 2 + 5 calls and a pause each
 
 
 def test_burst_resets_before_each_call():
