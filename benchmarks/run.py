@@ -1,7 +1,7 @@
 """Run a benchmark file and write benchmarks/results/<name>.{json,md}, stamped with the environment.
 
-usage: run.py [ops | gemm | models | export | qat | roof | transformer | structured [DATA.npz] |
-               {cifar10 | cifar10_pruning | cifar10_distil} DATA.npz]
+usage: run.py [ops | gemm | export | qat | roof | transformer | networks [NAME ...] [smoke] |
+               structured [DATA.npz] | {cifar10 | cifar10_pruning | cifar10_distil} DATA.npz]
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ def main() -> None:
         import qat
 
         return qat.main(sys.argv[2:])
+    if name == "networks":
+        import networks
+
+        return networks.main(sys.argv[2:])
     if name == "cifar10":
         import cifar10
 

@@ -142,6 +142,7 @@ def open_onnxruntime(path: str, given: Any, threads: int) -> Call:
         session.run_with_iobinding(binding)
         return list(binding.get_outputs())
 
+    call.kept = arrays  # type: ignore[attr-defined]  # the runtime reads these very arrays
     return call
 
 
