@@ -1,6 +1,7 @@
 """`bench.compare` of two models or files: outputs first, then times and their ratio."""
 
 import math
+import warnings
 from functools import partial
 
 import bench_models
@@ -31,8 +32,6 @@ def files(tmp_path_factory):
     save_file(model.state_dict(), folder / "plain.safetensors")
     sparseq.export.onnx(model, X, folder / "model.onnx", dynamic_batch=False, verify=False)
     torch.export.save(torch.export.export(model, (X,)), folder / "model.pt2")
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(model, X), folder / "script.pt")
@@ -156,7 +155,7 @@ def test_files_that_cannot_run(files, name, error, message):
 
 def test_a_file_of_another_shape_or_model(files):
     model = bench_models.small()
-    with pytest.raises(ValueError, match="model.onnx' does not run on this example: "):
+    with pytest.raises(ValueError, match=r"model\.onnx' does not run on this example: "):
         bench.compare(model, files / "model.onnx", X[:1], **FEW)
     with pytest.raises(ValueError, match=r"does not run on this example: the file takes the input"):
         bench.compare(model, files / "model.onnx", [X, X], **FEW)
@@ -165,7 +164,7 @@ def test_a_file_of_another_shape_or_model(files):
         with pytest.raises(ValueError, match="does not fit this model"):
             bench.compare(model, files / name, X, architecture=other, **FEW)
     (files / "damaged.safetensors").write_bytes((files / "plain.safetensors").read_bytes()[:99])
-    with pytest.raises(ValueError, match="damaged.safetensors"):
+    with pytest.raises(ValueError, match=r"damaged\.safetensors"):
         bench.compare(model, files / "damaged.safetensors", X, architecture=other, **FEW)
 
 

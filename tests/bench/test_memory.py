@@ -1,4 +1,4 @@
-"""`bench.measure_memory`: in this process, in a process of its own, and where the system tells less."""
+"""`bench.measure_memory`: in this process, in one of its own, where the system tells less."""
 
 from functools import partial
 
@@ -101,10 +101,10 @@ def test_inputs_by_name(tmp_path):
 def test_errors_of_the_other_process(tmp_path):
     x, path = torch.randn(1, 4, 8, 8), tmp_path / "m.onnx"
     path.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="m.onnx' does not run: "):
+    with pytest.raises(ValueError, match=r"m\.onnx' does not run: "):
         bench.measure_memory(path, x)
     sparseq.save(bench_models.small(), tmp_path / "m.safetensors")
-    with pytest.raises(ValueError, match="does not run: .*holds weights only"):
+    with pytest.raises(ValueError, match=r"does not run: .*holds weights only"):
         bench.measure_memory(tmp_path / "m.safetensors", x)
 
 

@@ -39,5 +39,5 @@ def test_smoke(tmp_path, monkeypatch):
     text = (tmp_path / "networks.md").read_text()
     assert "| small ResNet, 16 x 16, batch 2 | sparseq INT8 |" in text
     assert "## Growth with batch and area" in text and "- cpu: " in text
-    with pytest.raises(SystemExit, match="names must be of small, .*, growth, got resnet18"):
+    with pytest.raises(SystemExit, match=r"names must be of small, .*, growth, got resnet18"):
         networks.main(["smoke", "resnet18"], tmp_path)
