@@ -124,7 +124,9 @@ def static_int8(source: str, out: str, batches: list[np.ndarray], kind: str = "Q
         def get_next(self):  # type: ignore[no-untyped-def]
             return next(self.feeds, None)
 
-    logging.getLogger().setLevel(logging.ERROR)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         prepared = f"{folder}/prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
@@ -137,6 +139,7 @@ def static_int8(source: str, out: str, batches: list[np.ndarray], kind: str = "Q
             activation_type=QuantType[kind],
             weight_type=QuantType.QInt8,
         )
+    root.setLevel(level)
 
 
 def nncf_int8(source: str, batches: list[np.ndarray], transformer: bool = False):  # type: ignore[no-untyped-def]

@@ -49,6 +49,8 @@ def main() -> None:
 
         return qat.main(sys.argv[2:])
     if name == "networks":
+        if os.environ.pop("OMP_WAIT_POLICY", None):  # see below; read when torch was imported
+            os.execv(sys.executable, [sys.executable, __file__, *sys.argv[1:]])
         import networks
 
         return networks.main(sys.argv[2:])

@@ -111,7 +111,7 @@ class Comparison:
     def cells(self) -> list[tuple[str, ...]]:
         """The table as text: a head, a line for each model."""
         head = ("model", "runtime", "median ms", "95 % interval", "p95 ms", "min ms", "images/s")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for name, runtime, time in zip(self.names, self.runtimes, self.times, strict=True):
             low, high = time.interval_ms
             lines.append(

@@ -49,10 +49,10 @@ def find_architecture(
     module_name, colon, attribute = name.partition(":")
     try:
         if colon and module_name and attribute:
-            made = importlib.import_module(module_name)
+            made: Any = importlib.import_module(module_name)
             for part in attribute.split("."):
                 made = getattr(made, part)
-            return partial(made, **keywords)  # type: ignore[arg-type]
+            return partial(made, **keywords)
         if not colon and name:
             return _of_zoo(caller, name, keywords)
     except (ImportError, AttributeError) as error:

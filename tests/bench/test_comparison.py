@@ -24,16 +24,16 @@ TORCHSCRIPT = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """The same network in every form that needs no GPU."""
+    from safetensors.torch import save_file
+
     folder = tmp_path_factory.mktemp("bench")
     model = bench_models.small()
     sparseq.save(model, folder / "float.safetensors")
-    from safetensors.torch import save_file
-
     save_file(model.state_dict(), folder / "plain.safetensors")
-    sparseq.export.onnx(model, X, folder / "model.onnx", dynamic_batch=False, verify=False)
-    torch.export.save(torch.export.export(model, (X,)), folder / "model.pt2")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # the exporters' own
+        sparseq.export.onnx(model, X, folder / "model.onnx", dynamic_batch=False, verify=False)
+        torch.export.save(torch.export.export(model, (X,)), folder / "model.pt2")
         torch.jit.save(torch.jit.trace(model, X), folder / "script.pt")
     torch.save(model.state_dict(), folder / "state.pt")
     (folder / "model.engine").write_bytes(b"vtrt")
@@ -93,9 +93,11 @@ def test_saved_integers(tmp_path):
 def test_several_inputs_and_outputs(form, tmp_path):
     model, inputs = bench_models.pair(), [torch.randn(2, 8), torch.randn(2, 4)]
     path = tmp_path / "pair.onnx"
-    torch.onnx.export(
-        model, tuple(inputs), path, dynamo=True, input_names=["a", "b"], verbose=False
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        torch.onnx.export(
+            model, tuple(inputs), path, dynamo=True, input_names=["a", "b"], verbose=False
+        )
     got = bench.compare(model, path, form(inputs), **FEW)
     assert got.agreement.relative < 1e-6 and got.times[0].images == 2
 
