@@ -177,6 +177,12 @@ def open_openvino(path: str, given: Any, threads: int) -> Call:
     return call
 
 
+def reason(error: Exception) -> str:
+    """The first line of an error that says something; OpenVINO tells places in its source first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((li for li in lines if not li.startswith("Exception from")), repr(error))
+
+
 RUNTIMES = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
 
 
@@ -236,8 +242,7 @@ def main() -> int:
     try:
         answer = measure(json.loads(sys.stdin.read()))
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-        answer = {"error": lines[0].strip(), "kind": type(error).__name__}
+        answer = {"error": reason(error)}
     print("\n" + json.dumps(answer), flush=True)
     return 0
 

@@ -129,9 +129,8 @@ def _run(caller: str, path: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise ValueError(f"{caller}: {path!r} does not run on this example: {reason}") from error
+        told = child.reason(error)
+        raise ValueError(f"{caller}: {path!r} does not run on this example: {told}") from error
 
 
 def _torch(name: str, model: Callable[..., Any], example: Example) -> Contender:

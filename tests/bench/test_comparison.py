@@ -11,7 +11,7 @@ from torch import nn
 
 import sparseq
 from sparseq import Layer, Plan, Quant, bench
-from sparseq.bench import comparison, timing
+from sparseq.bench import child, comparison, timing
 from sparseq.bench.contenders import opened
 from sparseq.bench.files import find_architecture, importable, kind_of
 from sparseq.bench.stats import RESAMPLES
@@ -210,6 +210,12 @@ def test_a_contender_reads_its_inputs_anew(files):
                 x.copy_(torch.randn(X.shape, generator=torch.Generator().manual_seed(seed)))
                 (got,) = contender.outputs()
                 torch.testing.assert_close(got, model(x).detach())
+
+
+def test_the_reason_of_a_runtime_is_one_line():
+    where = "Exception from src/inference/src/cpp/infer_request.cpp:104:\n"
+    assert child.reason(RuntimeError(where + where + "Check failed\nmore")) == "Check failed"
+    assert child.reason(RuntimeError("")) == "RuntimeError('')"
 
 
 def test_kinds(files):
