@@ -219,24 +219,24 @@ def main(arguments: list[str], results: Path = RESULTS) -> None:
         known = ", ".join([*works, "growth"])
         raise SystemExit(f"networks: names must be of {known}, got {', '.join(sorted(unknown))}")
     torch.set_num_threads(THREADS)
-    networks = []
+    found: dict[str, Any] = {"environment": bench.environment(), "networks": [], "growth": None}
     for name in names:
-        if name != "growth":
+        if name == "growth":
+            found["growth"] = growth(smoke)
+        else:
             with (
                 tempfile.TemporaryDirectory(prefix="sparseq-networks-") as folder,
                 warnings.catch_warnings(),
             ):
                 warnings.simplefilter("ignore")  # of the peers' own deprecated imports
-                networks.append(measure(works[name], smoke, Path(folder)))
-            print(networks[-1]["network"], "done", flush=True)
-    found = {
-        "environment": bench.environment(),
-        "networks": networks,
-        "growth": growth(smoke) if "growth" in names else None,
-    }
+                found["networks"].append(measure(works[name], smoke, Path(folder)))
+        print(name, "done", flush=True)
+        write(found, results)  # after each: a run of all takes its time
+    print((results / "networks.md").read_text())
+
+
+def write(found: dict[str, Any], results: Path) -> None:
     with atomic_path(results / "networks.json") as path:
         path.write_text(json.dumps(found, indent=1) + "\n")
-    text = page((__doc__ or "").strip(), found, list(OURS))
     with atomic_path(results / "networks.md") as path:
-        path.write_text(text)
-    print(text)
+        path.write_text(page((__doc__ or "").strip(), found, list(OURS)))
