@@ -16,8 +16,7 @@ import pytest
 import torch
 import torchvision
 from harness import Row, run
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from peers import static_int8
 from torch import nn
 
 import sparseq
@@ -30,14 +29,6 @@ NETWORKS = {
     "ResNet-18": torchvision.models.resnet18,
     "MobileNetV2": torchvision.models.mobilenet_v2,
 }
-
-
-class _Batches(CalibrationDataReader):
-    def __init__(self, x: torch.Tensor) -> None:
-        self.left = iter([{"input": x.numpy()}])
-
-    def get_next(self) -> dict[str, object] | None:
-        return next(self.left, None)
 
 
 def _call(path: Path, x: torch.Tensor, threads: int) -> Callable[[], object]:
@@ -64,16 +55,7 @@ def _files(name: str, x: torch.Tensor) -> tuple[dict[str, Path], Callable[[], bo
         prepared = sparseq.prepare(copy.deepcopy(base), Plan({"*": layer}))
         models[kind] = sparseq.convert(sparseq.calibrate(prepared, [x]))
         export.onnx(models[kind], x, files[kind], dynamic_batch=False, verify=False)
-    quant_pre_process(str(files["float32"]), str(folder / "pre.onnx"))
-    quantize_static(
-        str(folder / "pre.onnx"),
-        str(files["own"]),
-        _Batches(x),
-        QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
+    static_int8(str(files["float32"]), str(files["own"]), [x.numpy()])
     return files, lambda: all(export.verify(m, files[k], [x]).passed for k, m in models.items())
 
 

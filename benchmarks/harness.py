@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from sparseq import ops, reference
+from sparseq.bench import burst
+from sparseq.bench.timing import CALLS
 
 
 @dataclass(frozen=True)
@@ -23,29 +24,6 @@ class Row:
     moved: int = 0  # bytes read and written at least
     threads: int = 2
     rounds: int = 15
-
-
-PAUSE_SECONDS, WARM_SECONDS, CALLS = 0.02, 0.006, 5
-
-
-def burst(call: Callable[[], object], reset: Callable[[], None] = lambda: None) -> list[float]:
-    """Seconds of some calls after warm ones: each contender with its own threads and caches awake.
-
-    The pause lets the threads of the one before, which may spin while they wait, go to sleep.
-    """
-    time.sleep(PAUSE_SECONDS)
-    begun, warm, times = time.perf_counter(), 0, []
-    while warm < 2 or time.perf_counter() - begun < WARM_SECONDS:
-        reset()
-        call()
-        warm += 1
-    for _ in range(CALLS):
-        reset()
-        start = time.perf_counter()
-        result = call()
-        times.append(time.perf_counter() - start)
-        del result
-    return times
 
 
 def run(row: Row, benchmark) -> None:  # type: ignore[no-untyped-def]

@@ -100,16 +100,17 @@ class Tokens:
 
 
 class Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH, heads: int = HEADS, inner: int = INNER) -> None:
         super().__init__()
-        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.norm1 = nn.LayerNorm(WIDTH, eps=1e-12)
-        self.up, self.down = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)
-        self.norm2 = nn.LayerNorm(WIDTH, eps=1e-12)
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.norm1 = nn.LayerNorm(width, eps=1e-12)
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, x: Tensor) -> Tensor:
         def heads(y: Tensor) -> Tensor:
-            return y.unflatten(-1, (HEADS, WIDTH // HEADS)).transpose(1, 2)
+            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         mixed = F.scaled_dot_product_attention(
             heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
@@ -121,13 +122,20 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """BERT's encoder, then the mean of the tokens on the unit sphere; one sentence, no padding."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        width: int = WIDTH,
+        heads: int = HEADS,
+        depth: int = DEPTH,
+        inner: int = INNER,
+        vocabulary: int = VOCABULARY,
+    ) -> None:
         super().__init__()
-        self.words = nn.Embedding(VOCABULARY, WIDTH)
-        self.positions = nn.Embedding(LONGEST, WIDTH)
-        self.kind = nn.Parameter(torch.zeros(WIDTH))
-        self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
-        self.blocks = nn.Sequential(*[Block() for _ in range(DEPTH)])
+        self.words = nn.Embedding(vocabulary, width)
+        self.positions = nn.Embedding(LONGEST, width)
+        self.kind = nn.Parameter(torch.zeros(width))
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.blocks = nn.Sequential(*[Block(width, heads, inner) for _ in range(depth)])
 
     def forward(self, ids: Tensor) -> Tensor:
         places = torch.arange(ids.shape[1], device=ids.device)

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparseq.bench.child import open_onnxruntime, open_openvino
+
 Peer = Callable[[], object]
 
 
@@ -87,42 +89,23 @@ def fbgemm(work: Work) -> dict[str, Peer]:
     return peers
 
 
-def _file(work: Work, folder: str) -> str:
-    path = f"{folder}/float.onnx"
+def float_onnx(model: nn.Module, x: Tensor, path: str) -> None:
+    """The network as ONNX with the input "x" and the output "y", sizes fixed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            work.layer,
-            (work.x,),
+            model,
+            (x,),
             path,
             dynamo=False,
             input_names=["x"],
             output_names=["y"],
             opset_version=17,
         )
-    return path
 
 
-def _session(path: str, threads: int):  # type: ignore[no-untyped-def]
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def _bound(session, x: np.ndarray) -> Peer:  # type: ignore[no-untyped-def]
-    """A call that copies nothing in or out."""
-    import onnxruntime
-
-    binding = session.io_binding()
-    binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x))
-    binding.bind_output("y")
-    return lambda: session.run_with_iobinding(binding)
-
-
-def onnx_runtime(work: Work) -> dict[str, Peer]:
-    """ONNX Runtime: its own static quantiser, u8 and s8 activations, and bytes to bytes."""
+def static_int8(source: str, out: str, batches: list[np.ndarray], kind: str = "QUInt8") -> None:
+    """ONNX Runtime's own static quantiser: QDQ, weights with a scale a channel."""
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -132,30 +115,64 @@ def onnx_runtime(work: Work) -> dict[str, Peer]:
     )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    name = onnx.load(source).graph.input[0].name
+
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.feeds = iter([{"x": work.x.numpy()}] * 2)
+            self.feeds = iter([{name: batch} for batch in batches])
 
         def get_next(self):  # type: ignore[no-untyped-def]
             return next(self.feeds, None)
 
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = f"{folder}/prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            out,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType[kind],
+            weight_type=QuantType.QInt8,
+        )
+    root.setLevel(level)
+
+
+def nncf_int8(source: str, batches: list[np.ndarray], transformer: bool = False):  # type: ignore[no-untyped-def]
+    """OpenVINO's model of an ONNX file after NNCF's post-training quantisation."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import nncf
+        import openvino as ov
+    nncf.set_log_level(logging.ERROR)
+    kind = nncf.ModelType.TRANSFORMER if transformer else None
+    with open(os.devnull, "w") as quiet:
+        with redirect_stdout(quiet), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return nncf.quantize(
+                ov.Core().read_model(source),
+                nncf.Dataset(batches),
+                subset_size=len(batches),
+                model_type=kind,
+            )
+
+
+def onnx_runtime(work: Work) -> dict[str, Peer]:
+    """ONNX Runtime: its own static quantiser, u8 and s8 activations, and bytes to bytes."""
+    import onnx
+
     peers: dict[str, Peer] = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = _file(work, folder)
-        quant_pre_process(path, path, skip_symbolic_shape=True)
-        logging.getLogger().setLevel(logging.ERROR)
-        for name, kind in (("u8s8", QuantType.QUInt8), ("s8s8", QuantType.QInt8)):
+        path = f"{folder}/float.onnx"
+        float_onnx(work.layer, work.x, path)
+        for name, kind in (("u8s8", "QUInt8"), ("s8s8", "QInt8")):
             out = f"{folder}/{name}.onnx"
-            quantize_static(
-                path,
-                out,
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=kind,
-                weight_type=QuantType.QInt8,
-            )
-            peers[f"ONNX Runtime {name}"] = _bound(_session(out, work.threads), work.x.numpy())
+            static_int8(path, out, [work.x.numpy()] * 2, kind)
+            peers[f"ONNX Runtime {name}"] = open_onnxruntime(out, [work.x.numpy()], work.threads)
         # bytes in, bytes out: the first QuantizeLinear and the last DequantizeLinear cut off
         model = onnx.load(f"{folder}/u8s8.onnx")
         graph = model.graph
@@ -171,34 +188,20 @@ def onnx_runtime(work: Work) -> dict[str, Peer]:
         out = f"{folder}/bytes.onnx"
         onnx.save(model, out)
         x = (work.x.numpy() * 20 + 128).clip(0, 255).astype(np.uint8)
-        peers["ONNX Runtime u8s8, bytes"] = _bound(_session(out, work.threads), x)
+        peers["ONNX Runtime u8s8, bytes"] = open_onnxruntime(out, [x], work.threads)
     return peers
 
 
 def openvino(work: Work) -> dict[str, Peer]:
     """OpenVINO's INT8 through NNCF."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import nncf
-        import openvino as ov
-    nncf.set_log_level(logging.ERROR)
-    core, x = ov.Core(), work.x.numpy()
-    config = {
-        "INFERENCE_NUM_THREADS": work.threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
+    import openvino as ov
+
+    x = work.x.numpy()
     with tempfile.TemporaryDirectory() as folder:
-        model = core.read_model(_file(work, folder))
-        with open(os.devnull, "w") as quiet:
-            with redirect_stdout(quiet), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                quantised = nncf.quantize(model, nncf.Dataset([x, x]), subset_size=2)
-        request = core.compile_model(quantised, "CPU", config).create_infer_request()
-    request.infer([x])
-    tensor = ov.Tensor(x, shared_memory=True)
-    request.set_input_tensor(tensor)
-    return {"OpenVINO INT8": request.infer}
+        float_onnx(work.layer, work.x, f"{folder}/float.onnx")
+        path = f"{folder}/int8.xml"
+        ov.save_model(nncf_int8(f"{folder}/float.onnx", [x, x]), path, compress_to_fp16=False)
+        return {"OpenVINO INT8": open_openvino(path, [x], work.threads)}
 
 
 def all_peers(work: Work) -> dict[str, Peer]:

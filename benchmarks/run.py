@@ -1,6 +1,7 @@
 """Run a benchmark file and write benchmarks/results/<name>.{json,md}, stamped with the environment.
 
-usage: run.py [ops | gemm | models | export | qat | roof | transformer | structured |
+usage: run.py [ops | gemm | export | qat | roof | transformer | structured |
+               networks [NAME ...] [smoke] |
                {cifar10 | cifar10_pruning | cifar10_distil} DATA.npz]
 """
 
@@ -48,6 +49,12 @@ def main() -> None:
         import qat
 
         return qat.main(sys.argv[2:])
+    if name == "networks":
+        if os.environ.pop("OMP_WAIT_POLICY", None):  # see below; read when torch was imported
+            os.execv(sys.executable, [sys.executable, __file__, *sys.argv[1:]])
+        import networks
+
+        return networks.main(sys.argv[2:])
     if name == "cifar10":
         import cifar10
 

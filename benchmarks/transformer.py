@@ -26,7 +26,6 @@ import minilm
 import onnx
 import onnxruntime
 import torch
-from harness import burst
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
@@ -165,7 +164,7 @@ def times(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(ROUNDS + 1):
         for name, call in calls.items():
-            seconds = burst(call)
+            seconds = bench.burst(call)
             found[name] += seconds if number else []
     return {name: 1000 * statistics.median(t) for name, t in found.items()}
 

@@ -16,6 +16,7 @@ BELOW: dict[str, set[str]] = {
     "reference": set(),
     "files": set(),
     "modes": set(),
+    "table": set(),
     "distill": {"files", "modes"},
 }
 BELOW["ops"] = {"spec", "reference", "files", "_C"}
@@ -31,8 +32,8 @@ BELOW["ptq"] = BELOW["flow"] | {"flow"}
 BELOW["structured"] = BELOW["flow"] | {"flow"}
 BELOW["export"] = BELOW["flow"] | {"flow"}
 BELOW["migrate"] = BELOW["flow"] | {"flow"}
-BELOW["bench"] = BELOW["flow"] | {"flow"}
-BELOW["analysis"] = BELOW["flow"] | {"flow", "bench"}
+BELOW["bench"] = BELOW["flow"] | {"flow", "export", "table"}
+BELOW["analysis"] = BELOW["flow"] | {"flow", "bench", "table"}
 BELOW["run"] = BELOW["flow"] | {"flow", "bench", "analysis", "export", "distill", ""}
 BELOW["cli"] = BELOW["run"] | {"run"}
 BELOW["__main__"] = {"cli"}

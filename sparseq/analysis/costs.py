@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from sparseq.analysis.network import Network
 from sparseq.batches import Batch
-from sparseq.bench import compare, size_mb
+from sparseq.bench import compare
+from sparseq.bench.sizes import file_bytes
 from sparseq.flow.encodings import encode
-from sparseq.flow.storage import save
 from sparseq.nn import SparseQuantLayer
 
 REPEATS, WARMUP = 15, 2
@@ -24,10 +22,7 @@ Costs = dict[tuple[str, str], float]
 
 def file_megabytes(model: nn.Module) -> float:
     """Size of the file that `save` writes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        save(model, path)
-        return size_mb(path)
+    return file_bytes(model) / 1e6
 
 
 def layer_megabytes(layer: nn.Module) -> float:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from sparseq.analysis.table import decibel, plain, text_table
+from sparseq.table import decibel, plain, text_table
 
 
 @dataclass(frozen=True)

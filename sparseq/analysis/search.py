@@ -24,12 +24,12 @@ from sparseq.analysis.diagnose import plain_copy
 from sparseq.analysis.knapsack import Point, frontier
 from sparseq.analysis.loss import Loss
 from sparseq.analysis.sensitivity import Progress, Sensitivity, measure
-from sparseq.analysis.table import text_table
 from sparseq.batches import Batch, output_of, read_batches
 from sparseq.flow.calibrate import calibrate
 from sparseq.flow.convert import convert
 from sparseq.flow.prepare import input_quantizers, prepare
 from sparseq.spec import Layer, Plan
+from sparseq.table import text_table
 
 Evaluate = Callable[[nn.Module], float]
 

@@ -16,9 +16,9 @@ from sparseq.analysis.candidates import Candidates, does_nothing, named
 from sparseq.analysis.diagnose import plain_copy
 from sparseq.analysis.loss import Criterion, Loss, Mean, Ratio
 from sparseq.analysis.network import Network
-from sparseq.analysis.table import decibel, plain, text_table
 from sparseq.batches import Batch, read_batches
 from sparseq.spec import Layer
+from sparseq.table import decibel, plain, text_table
 
 Progress = Callable[[int, int], None]
 

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from sparseq.cli import given
 from sparseq.cli.app import app, user_errors
+from sparseq.cli.table import show
 
 
 class Target(str, Enum):
@@ -34,7 +32,9 @@ Saved = Annotated[Path, typer.Argument(help="what sparseq.save wrote")]
 Network = Annotated[
     str,
     typer.Option(
-        "--model", help="MODULE:CALLABLE that makes the float network: torchvision.models:resnet18"
+        "--model",
+        help="MODULE:CALLABLE that makes the float network, such as torchvision.models:resnet18, "
+        "or the name of one of torchvision or timm",
     ),
 ]
 Arguments = Annotated[
@@ -129,16 +129,8 @@ def inspect(
 
     with user_errors("export"):
         found = to.inspect(file)
-    head, *body = found.cells()
-    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
-    for number, (title, total) in enumerate(zip(head, body[-1], strict=True)):
-        table.add_column(title, total, justify="right" if number > 2 else "left", no_wrap=True)
-    for line in body[:-1]:
-        table.add_row(*map(escape, line))
-    # as wide as the table is: where that does not fit, lines run on, and a pipe gets all of them
-    needed = Console(width=10_000).measure(table).maximum
-    console = Console(width=max(Console().width, needed))
-    console.print(table, soft_wrap=True)
+    show(found.cells(), left=3, footer=True)
+    console = Console()
     for key, value in found.facts.items():
         console.print(f"{key}: {value}", highlight=False, markup=False, soft_wrap=True)
 

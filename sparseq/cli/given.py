@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparseq.bench.files import find_architecture
+
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 BATCHES, BATCH = 4, 8  # how many random inputs stand in where no data is named
 
 
-def network(name: str, arguments: Iterable[str]) -> nn.Module:
-    """Build the float network that a saved file belongs to.
+def architecture(name: str, arguments: Iterable[str]) -> Callable[[], nn.Module]:
+    """What makes a float network.
 
     Args:
-        name: "module:callable", such as "torchvision.models:resnet18".
+        name: "module:callable", such as "torchvision.models:resnet18", or the name of a network of
+            torchvision or timm.
         arguments: "key=value" each for the callable; a value is JSON, else text.
 
     Raises:
         ValueError: the module, the callable or an argument does not serve.
     """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise ValueError(
-            "model: must be MODULE:CALLABLE, such as torchvision.models:resnet18, got " + repr(name)
-        )
     keywords: dict[str, Any] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -39,12 +36,24 @@ def network(name: str, arguments: Iterable[str]) -> nn.Module:
             keywords[key] = json.loads(value)
         except ValueError:
             keywords[key] = value
+    made = find_architecture("sparseq", name, keywords)
+    assert made is not None
+    return made
+
+
+def network(name: str, arguments: Iterable[str]) -> nn.Module:
+    """Build the float network that a saved file belongs to, in evaluation mode.
+
+    Args:
+        name: see `architecture`.
+        arguments: see `architecture`.
+
+    Raises:
+        ValueError: the module, the callable or an argument does not serve.
+    """
+    made = architecture(name, arguments)
     try:
-        made = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model: {name!r} cannot be imported: {error}") from error
-    try:
-        model = made(**keywords)
+        model = made()
     except TypeError as error:
         raise ValueError(f"model: {name} does not take these arguments: {error}") from error
     if not isinstance(model, nn.Module):

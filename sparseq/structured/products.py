@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sparseq.flow.macs import convolution_macs, product_macs
 from sparseq.structured.classes import varying
 from sparseq.structured.record import Product, Recorder
 
@@ -48,9 +49,8 @@ def _convolution(to: Recorder, _f: Any, args: Any, _k: Any, result: Tensor) -> N
             made.append(label.reshape(shape))
     to.set(result, [*x_labels, *made])
     kept = [*made[:1], *(ins[:1] if groups == 1 else [])]
-    # each element of the result (of the input, where transposed) takes a row of the weight
-    rows = (source if transposed else result).numel() // (inputs if transposed else channels)
-    to.notes.products.append(Product(rows * weight.numel(), tuple(a.reshape(-1) for a in kept)))
+    macs = convolution_macs(source, weight, transposed, result)
+    to.notes.products.append(Product(macs, tuple(a.reshape(-1) for a in kept)))
 
 
 def _grouped(
@@ -104,7 +104,7 @@ def _matmul(to: Recorder, first: Tensor, second: Tensor, bias: Any, result: Tens
     right = [b for b in to.labels(second) if rows in varying(b)]
     made = [a for a in to.labels(first) if columns not in varying(a)]
     made += [b for b in to.labels(second) if rows not in varying(b)]
-    macs = result.numel() * first.shape[-1]
+    macs = product_macs(first, result)
     scaled: list[Tensor] = []
     if left and right:
         a, b = left[0].unsqueeze(-1), right[0].unsqueeze(-3)  # [..., M, K, N]
