@@ -36,7 +36,6 @@ from sparseq.run import data, train
 
 ROUNDS, ROUND_EPOCHS, ROUND_RATE = 5, 2, 0.02
 EPOCHS, RATE = 16, 0.1
-CHANNEL_EPOCHS, CHANNEL_RATE = 12, 0.05
 ESCAPES = 100  # of the search for a permutation
 TARGET = 0.8
 SMOKE = 256  # images
@@ -57,7 +56,6 @@ class Run:
     rounds: int = ROUNDS
     round_epochs: int = ROUND_EPOCHS
     epochs: int = EPOCHS
-    channel_epochs: int = CHANNEL_EPOCHS
     escapes: int = ESCAPES
 
     def __post_init__(self) -> None:
@@ -161,8 +159,7 @@ class Run:
     def narrow(self, spec: Channels) -> nn.Module:
         model = copy.deepcopy(self.base)
         print(sparseq.prune_channels(model, torch.randn(IMAGE), spec, macs=0.5), flush=True)
-        recipe = train.Recipe(self.channel_epochs, CHANNEL_RATE, batch=128, schedule="cosine")
-        return self.retrain(model, 3, recipe)
+        return self.retrain(model, 1)
 
     def stages(self) -> dict[str, Callable[[], nn.Module]]:
         """What each is made by, in the order of the table."""
@@ -229,7 +226,7 @@ def main(arguments: list[str]) -> None:
     run = Run(dataset, given.out, base.eval(), epochs=given.epochs)
     if given.smoke:
         few = {name: getattr(dataset, name)[:SMOKE] for name in data.ARRAYS}
-        run = Run(dataclasses.replace(dataset, **few), given.out, base, 2, 1, 2, 1, 0)
+        run = Run(dataclasses.replace(dataset, **few), given.out, base, 2, 1, 2, 0)
     stages = run.stages()
     unknown = set(given.stages or ()) - stages.keys()
     if unknown:
@@ -280,9 +277,8 @@ def write(run: Run, order: list[str], label: str, folder: Path) -> None:
     intro = (
         f"{label}. All from the committed float network. Iterative: {run.rounds} rounds that each "
         f"drop the same share of what is left, {run.round_epochs} epochs of retraining after each "
-        f"(cosine from {ROUND_RATE}), {run.epochs} after the last (one cycle to {RATE}); 2:4: "
-        f"{run.epochs} epochs alike, SR-STE's mask (decay 2e-4) fixed in the last fifth; half the "
-        f"MACs: {run.channel_epochs} epochs (cosine from {CHANNEL_RATE}). Zeros: of all "
+        f"(cosine from {ROUND_RATE}), {run.epochs} after the last (one cycle to {RATE}); all others "
+        f"{run.epochs} epochs alike, SR-STE's mask (decay 2e-4) fixed in the last fifth. Zeros: of all "
         "convolutions and the classifier; files hold float32. Seconds on cores that other work "
         "shared; of a stage that was interrupted, since it went on."
     )
