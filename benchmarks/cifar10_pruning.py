@@ -277,10 +277,10 @@ def write(run: Run, order: list[str], label: str, folder: Path) -> None:
     intro = (
         f"{label}. All from the committed float network. Iterative: {run.rounds} rounds that each "
         f"drop the same share of what is left, {run.round_epochs} epochs of retraining after each "
-        f"(cosine from {ROUND_RATE}), {run.epochs} after the last (one cycle to {RATE}); all others "
-        f"{run.epochs} epochs alike, SR-STE's mask (decay 2e-4) fixed in the last fifth. Zeros: of all "
-        "convolutions and the classifier; files hold float32. Seconds on cores that other work "
-        "shared; of a stage that was interrupted, since it went on."
+        f"(cosine from {ROUND_RATE}), {run.epochs} after the last (one cycle to {RATE}); all "
+        f"others {run.epochs} epochs alike, SR-STE's mask (decay 2e-4) fixed in the last fifth. "
+        "Zeros: of all convolutions and the classifier; files hold float32. Seconds on cores that "
+        "other work shared; of a stage that was interrupted, since it went on."
     )
     parts = ["# cifar10_pruning", "", intro, "", *lines, "", "Layers left dense:", "", *left, ""]
     with atomic_path(folder / "cifar10_pruning.json") as path:
