@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sparseq import modes
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -79,18 +81,9 @@ def threads_set(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def evaluating(model: object) -> Iterator[None]:
-    """Evaluation mode for as long as the block lasts; each module gets its own mode back."""
-    modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
-    if isinstance(model, nn.Module):
-        with suppress(NotImplementedError):  # an exported graph has the mode that it was made in
-            model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def evaluating(model: object) -> AbstractContextManager[None]:
+    """`modes.evaluating` of a model; nothing of what is none."""
+    return modes.evaluating(model) if isinstance(model, nn.Module) else nullcontext()
 
 
 def waiting(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:

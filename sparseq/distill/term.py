@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,10 +15,10 @@ Pairs = Sequence[tuple[Tensor, Tensor]]
 """What the paired layers gave: the student's with gradient, the teacher's without."""
 
 
-class Term(nn.Module):
+class Term(nn.Module, ABC):
     """A loss on what pairs of layers give, each pair on its own, all pairs summed.
 
-    To write one: subclass and define `pair_loss`; `build_pair` where a pair has parameters.
+    To write one: subclass and define `pair_loss`; `build` where it has parameters.
 
     Args:
         layers: ``{"student's layer": "teacher's layer"}``, names as in `named_modules()`.
@@ -54,6 +55,7 @@ class Term(nn.Module):
     def build(self, pairs: Pairs) -> None:
         """Make the parameters that the features' shapes ask for."""
 
+    @abstractmethod
     def pair_loss(self, index: int, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of one pair, a scalar.
 
@@ -62,7 +64,6 @@ class Term(nn.Module):
             student: what its layer gave, float32 or float64, with gradient.
             teacher: what its layer gave, of the same dtype.
         """
-        raise NotImplementedError
 
     def forward(self, pairs: Pairs) -> Tensor:
         """The sum over the pairs, not yet weighted, computed without autocast.

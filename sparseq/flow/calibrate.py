@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sparseq.flow.outputs import run_batch
 from sparseq.flow.prepare import input_quantizers, layers_of, original_weight, transform_of
 from sparseq.flow.progress import Progress, tracked
+from sparseq.modes import evaluating
 from sparseq.quant import FakeQuantize
 from sparseq.quant.reduce import counter, reduced_
 
@@ -44,24 +45,21 @@ def calibrate(model: Model, batches: Iterable[Any], progress: Progress = False) 
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     quantizers = [m for m in inner.modules() if isinstance(m, FakeQuantize)]
-    modes = {module: module.training for module in inner.modules()}
     enabled = {m: m.enabled for m in quantizers}
     count = counter(inner)
     try:
-        inner.eval()
-        for m in quantizers:
-            m.start_observing()
-            m.enabled = False
-        for batch in tracked(batches, progress, "calibrate"):
-            run_batch("calibrate", inner, batch)
-            count += 1
-        for m in quantizers:
-            m.stop_observing()
+        with evaluating(inner):
+            for m in quantizers:
+                m.start_observing()
+                m.enabled = False
+            for batch in tracked(batches, progress, "calibrate"):
+                run_batch("calibrate", inner, batch)
+                count += 1
+            for m in quantizers:
+                m.stop_observing()
     finally:
         for m in quantizers:
             m.enabled, m.observing = enabled[m], False
-        for module, training in modes.items():
-            module.training = training
     _settle_weights(inner)
     if reduced_(count) == 0:
         raise ValueError("calibrate: batches must hold at least one batch, got none")

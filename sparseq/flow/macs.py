@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparseq.modes import evaluating
+
 
 def convolution_macs(source: Tensor, weight: Tensor, transposed: bool, result: Tensor) -> int:
     """Each element of the result (of the input, where transposed) takes a row of the weight."""
@@ -95,16 +97,12 @@ def count_macs(run: Callable[[], Any], model: nn.Module) -> int | None:
     Returns:
         The count, of convolutions and matrix products; None where an op does not tell.
     """
-    modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     counter = Counter()
     try:
-        model.eval()
         torch.backends.mha.set_fastpath_enabled(False)  # one opaque function otherwise
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             run()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes.items():
-            module.training = training
     return None if counter.unknown else counter.total

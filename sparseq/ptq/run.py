@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from sparseq.flow.calibrate import calibrate
 from sparseq.flow.outputs import float_leaves, run_batch
 from sparseq.flow.prepare import SERVED, layers_of, leave_fused_paths, prepare, take_attentions
 from sparseq.flow.progress import Progress
+from sparseq.modes import evaluating
 from sparseq.ptq.adaround import AdaRound, Rounding, round_weights
 from sparseq.ptq.bias import correct_biases
 from sparseq.ptq.equalize import equalize as equalize_layers
@@ -54,20 +54,6 @@ def _checked(
     if not layers:
         raise ValueError(f"ptq: model must hold {SERVED} layers, got none")
     return plan.match(layers), alpha, options
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-            for child in module.children():  # what was attached meanwhile goes with its layer
-                if child not in modes:
-                    child.train(training)
 
 
 @torch.no_grad()
@@ -137,7 +123,7 @@ def ptq(
         raise ValueError("ptq: batches must hold at least one batch, got none")
     take_attentions(model, matched)  # their projections are seen as layers from here on
     leave_fused_paths(model)
-    with _evaluating(model):
+    with evaluating(model):
         work = _Work(model, plan, matched, data, first, progress)
         return work.run(equalize, alpha, options, bias_correction)
 

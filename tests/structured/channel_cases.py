@@ -1,7 +1,11 @@
 """Networks as cases: random weights, small inputs."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
+
+from sparseq.run.models import ResNet
 
 
 def settled(model):
@@ -98,3 +102,17 @@ CASES = {  # how to build it, and the side of its images
 def example(name, batch=1):
     side = CASES[name][1]
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(2))
+
+
+IMAGE = torch.randn(1, 3, 16, 16)
+
+
+def resnet20(width=16):
+    torch.manual_seed(0)
+    return ResNet(3, 10, width=width, depth=3, stages=3).eval()
+
+
+def mlp(*sizes):
+    torch.manual_seed(0)
+    layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+    return nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU())][:-1])

@@ -1,36 +1,20 @@
 """prune_channels: how much goes, of what, and what it refuses."""
 
 import copy
-from itertools import pairwise
 
 import pytest
 import torch
-from channel_cases import CASES, example
+from channel_cases import CASES, IMAGE, example, mlp, resnet20
 from torch import nn
 
 import sparseq
-from sparseq import NM, Channels, Layer, Plan, prune_channels
-from sparseq.run.models import ResNet
-
-
-def resnet20(width=16):
-    torch.manual_seed(0)
-    return ResNet(3, 10, width=width, depth=3, stages=3).eval()
-
-
-X = torch.randn(1, 3, 16, 16)
-
-
-def mlp(*sizes):
-    torch.manual_seed(0)
-    layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
-    return nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU())][:-1])
+from sparseq import Channels, prune_channels
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_the_spec_is_kept(scope):
     model = resnet20()
-    report = prune_channels(model, X, Channels(0.5, round_to=4, scope=scope))
+    report = prune_channels(model, IMAGE, Channels(0.5, round_to=4, scope=scope))
     assert all(g.after % 4 == 0 and g.after >= 0.1 * g.before for g in report.pruned)
     before, after = (sum(getattr(g, k) for g in report.pruned) for k in ("before", "after"))
     if scope == "local":
@@ -94,17 +78,17 @@ def test_a_share_of_the_multiplications(scope, share):
 
     def counted():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(X)
+            model(IMAGE)
         return counter.get_total_flops() // 2
 
     before = counted()
-    report = prune_channels(model, X, Channels(0.5, round_to=1, scope=scope), macs=share)
+    report = prune_channels(model, IMAGE, Channels(0.5, round_to=1, scope=scope), macs=share)
     assert report.macs == (before, counted())
     assert share - 0.06 < report.macs[1] / report.macs[0] <= share
 
 
 def test_a_share_is_met_closely_in_coarse_steps():
-    report = prune_channels(resnet20(), X, Channels(round_to=8), macs=0.5)
+    report = prune_channels(resnet20(), IMAGE, Channels(round_to=8), macs=0.5)
     assert 0.43 < report.macs[1] / report.macs[0] <= 0.5
     assert all(g.after % 8 == 0 for g in report.pruned)
 
@@ -131,21 +115,12 @@ def test_patterns():
     model = resnet20()
     quarter = Channels(0.25, round_to=1)
     spec = {"*": Channels(0.5), "blocks.3.*": None, "blocks.1.conv1": quarter}
-    report = prune_channels(model, X, spec)
+    report = prune_channels(model, IMAGE, spec)
     groups = {g.producers[0]: g for g in report.groups if g.producers}
     assert groups["blocks.3.conv1"].reason == "left alone by the spec"
     assert groups["blocks.3.conv2"].after == 32  # coupled to a layer that is left alone
     assert groups["blocks.1.conv1"].after == 12 and groups["blocks.0.conv1"].after == 8
     assert groups["fc"].reason == "the model's result"
-
-
-def test_what_cannot_be_pruned_is_found_out():
-    report = prune_channels(model := CASES["swin"][0](), example("swin"), Channels(0.5))
-    heads = [g for g in report.kept if g.producers and g.producers[0].endswith("qkv")]
-    assert len(heads) == 4 and all("does not work without some" in g.reason for g in heads)
-    assert any("normalised together in features.0.2" in g.reason for g in report.kept)
-    assert len(report.pruned) == 4 and "kept: " in str(report)
-    model(example("swin"))
 
 
 def test_through_layer_norms():
@@ -191,7 +166,7 @@ def test_a_shared_weight_stays_shared():
 def test_memory_format_and_frozen_parameters_stay():
     model = resnet20().to(memory_format=torch.channels_last)
     model.stem.weight.requires_grad_(False)
-    prune_channels(model, X, Channels(0.5))
+    prune_channels(model, IMAGE, Channels(0.5))
     assert not model.stem.weight.requires_grad and model.blocks[0].conv1.weight.requires_grad
     weight = model.blocks[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -200,77 +175,16 @@ def test_memory_format_and_frozen_parameters_stay():
 def test_the_mode_stays_and_statistics_too():
     model = resnet20().train()
     model.blocks[0].eval()
-    prune_channels(model, X, Channels(0.5))
+    prune_channels(model, IMAGE, Channels(0.5))
     assert model.training and model.blocks[1].bn1.training and not model.blocks[0].bn1.training
     assert torch.equal(model.bn.running_mean, torch.zeros(8))
     assert int(model.bn.num_batches_tracked) == 0
 
 
-def unchanged(model, before):
-    return all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
-def test_refusals():
-    model = resnet20()
-    before = copy.deepcopy(model.state_dict())
-    for arguments, error, text in [
-        (({"*": 0.5},), TypeError, "spec of '\\*' must be a Channels or None, got float"),
-        ((0.5,), TypeError, "spec must be a Channels, or a mapping"),
-        (({"none": Channels()},), ValueError, "pattern 'none' matches no layer"),
-    ]:
-        with pytest.raises(error, match=text):
-            prune_channels(model, X, *arguments)
-    with pytest.raises(ValueError, match=r"macs must be in \(0, 1\), got 1.5"):
-        prune_channels(model, X, Channels(), macs=1.5)
-    with pytest.raises(ValueError, match=r"macs must be at least 0\.2"):
-        prune_channels(model, X, Channels(limit=0.5), macs=0.1)
-    with pytest.raises(ValueError, match=r"scores must hold tensors like the parameters: 'fc\.w"):
-        prune_channels(model, X, Channels(), scores={"fc.weight": torch.ones(3)})
-    assert unchanged(model, before)
-    sparseq.prepare(model, Plan({"*": Layer(sparsity=NM(1, 2))}))
-    with pytest.raises(ValueError, match=r"model must be a float one, got .* prepared"):
-        prune_channels(model, X, Channels())
-
-
-def test_layers_that_do_not_run_are_refused():
-    class Auxiliary(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.aux = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
-
-        def forward(self, x):
-            x = self.a(x)
-            return (self.b(x), self.aux(x)) if self.training else self.b(x)
-
-    model = Auxiliary()
-    with pytest.raises(ValueError, match="example must run every layer of the model, aux did not"):
-        prune_channels(model, torch.randn(2, 6), Channels(0.5))
-
-
-def test_a_model_that_goes_by_values_is_refused_unchanged():
-    class Fickle(nn.Module):
-        """What it computes depends on the sizes of its layers."""
-
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 16)
-            self.c = nn.Linear(16, 3)
-
-        def forward(self, x):
-            y = self.c(self.b(self.a(x)))
-            return y * (1 + int(len(self.a.bias) + len(self.b.bias) < 32))
-
-    model = Fickle()
-    before = copy.deepcopy(model.state_dict())
-    report = prune_channels(model, torch.randn(2, 6), Channels(0.5))
-    assert not report.pruned and unchanged(model, before)
-    assert sum("its result is off by" in (g.reason or "") for g in report.groups) == 2
-
-
 def test_pruned_again():
     model = resnet20(32)
-    first = prune_channels(model, X, Channels(0.5))
-    second = prune_channels(model, X, Channels(0.5))
+    first = prune_channels(model, IMAGE, Channels(0.5))
+    second = prune_channels(model, IMAGE, Channels(0.5))
     assert first.macs[1] == second.macs[0] and first.parameters[1] == second.parameters[0]
     assert model.stem.out_channels == 8
 
@@ -293,24 +207,6 @@ def test_spec():
             Channels.from_json(text)
     with pytest.raises(ValueError, match="unexpected keyword"):
         Channels.from_json('{"version": 1, "type": "Channels", "share": 1}')
-
-
-def test_scores_that_tell_nothing():
-    model = mlp(6, 8, 8, 3)
-    before = copy.deepcopy(model.state_dict())
-    x, spec = torch.randn(2, 6), Channels(0.5, round_to=1)
-    for bad in (float("nan"), float("inf")):
-        scores = {"0.weight": torch.full((8, 6), bad)}
-        with pytest.raises(ValueError, match=r"scores of '0\.weight' must be finite, got an inf"):
-            prune_channels(model, x, spec, scores=scores)
-    with pytest.raises(ValueError, match=r"'0\.weight' must be \(8, 6\), got list"):
-        prune_channels(model, x, spec, scores={"0.weight": [1.0]})
-    assert not prune_channels(model, x, spec, scores={}).pruned
-    assert unchanged(model, before)
-    report = prune_channels(model, x, spec, scores={"0.weight": torch.rand(8, 6)})
-    assert [g.producers for g in report.pruned] == [("0",)]
-    (other,) = [g for g in report.groups if g.producers == ("2",)]
-    assert other.reason == "nothing tells what they are worth"
 
 
 def test_scores_of_torchs_attention_and_of_a_shared_weight():
@@ -354,7 +250,7 @@ def test_norms_without_scales_tell_their_size():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 2, 1)
     ).eval()
-    prune_channels(model, X, Channels(0.5, round_to=1))
+    prune_channels(model, IMAGE, Channels(0.5, round_to=1))
     assert model[1].num_features == 4 and model[1].running_mean.shape == (4,)
 
 
@@ -376,16 +272,3 @@ def test_half_precision(dtype):
         model, x = model.to(dtype), torch.randn(2, 6, dtype=dtype)
         report = prune_channels(model, x, Channels(0.5, round_to=1))
         assert len(report.pruned) == 1 and model(x).dtype == dtype
-
-
-@pytest.mark.parametrize(
-    ("spec", "reason"),
-    [
-        (Channels(0.0), "sparsity 0 in the spec"),
-        (Channels(0.1, round_to=1), "too few to remove some"),
-        (Channels(0.1, round_to=8, scope="global"), "ranked with the other sets"),
-    ],
-)
-def test_why_a_set_lost_nothing(spec, reason):
-    report = prune_channels(mlp(6, 8, 3), torch.randn(2, 6), spec)
-    assert report.groups[0].reason.startswith(reason)
