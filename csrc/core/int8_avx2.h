@@ -51,6 +51,13 @@ struct Avx2Float {
   static Int multiply_pairs(Int a, Int b, Int w) {
     return _mm256_madd_epi16(_mm256_or_si256(a, _mm256_slli_epi32(b, 16)), w);
   }
+  // The same for two vectors of channels, added to their sums.
+  static void add_pairs(Int (&sum)[2], const uint8_t* a, const uint8_t* b, const int32_t* w) {
+    const __m128i x = load16(a), y = load16(b);
+    const Int low = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(x, y)), high = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(x, y));
+    sum[0] = add(sum[0], _mm256_madd_epi16(low, load_int(w)));
+    sum[1] = add(sum[1], _mm256_madd_epi16(high, load_int(w + kLanes)));
+  }
   static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }

@@ -55,6 +55,11 @@ struct Avx512Float {
   static Int multiply_pairs(Int a, Int b, Int w) {
     return _mm512_madd_epi16(_mm512_or_si512(a, _mm512_slli_epi32(b, 16)), w);
   }
+  // The same for two vectors of channels, added to their sums.
+  static void add_pairs(Int (&sum)[2], const uint8_t* a, const uint8_t* b, const int32_t* w) {
+    for (int i = 0; i < 2; ++i, a += kLanes, b += kLanes, w += kLanes)
+      sum[i] = add(sum[i], multiply_pairs(load_u8(a), load_u8(b), load_int(w)));
+  }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }

@@ -87,6 +87,11 @@ struct ScalarFloat {
       return a.v[i] * static_cast<int16_t>(w.v[i] & 0xffff) + b.v[i] * static_cast<int16_t>(uint32_t(w.v[i]) >> 16);
     });
   }
+  // The same for two vectors of channels, added to their sums.
+  static void add_pairs(Int (&sum)[2], const uint8_t* a, const uint8_t* b, const int32_t* w) {
+    for (int i = 0; i < 2; ++i, a += kLanes, b += kLanes, w += kLanes)
+      sum[i] = add(sum[i], multiply_pairs(load_u8(a), load_u8(b), load_int(w)));
+  }
   static Float to_float(Int a) {
     return make([&](int i) { return static_cast<float>(a.v[i]); });
   }
