@@ -3,11 +3,13 @@
     make bench ARGS="networks [NAME ...] [smoke]"
 
 Names: resnet18, resnet18-cifar-1, resnet18-cifar-32, resnet50, mobilenet_v2, minilm, growth; all of
-them without one; `smoke`: tiny networks, seconds. Weights are random, which speeds do not depend
-on; batch norms have the statistics of a few passes over random images. Every INT8 network is made
-from the same float weights, and each engine's outputs are first compared with its own float
-network's, on inputs that calibration saw and others. Then all engines of a network take turns, in
-bursts, at 2 threads. Needs the peers: `pip install -e ".[peers]"`.
+them without one; `smoke`: tiny networks, seconds. Weights are random and bell-shaped; batch norms
+have the statistics of a few passes over random images. Every INT8 network is made from the same
+float weights, and each engine's outputs are first compared with its own float network's, on inputs
+that calibration saw and others. Then all engines of a network take turns, in bursts, at 2 threads.
+Without VNNI the peers' 8-bit products saturate. Ours are exact, and take longer where two weights
+side by side add up to more than 128: hence a row whose weights have 7 bits. Needs the peers:
+`pip install -e ".[peers]"`.
 """
 
 from __future__ import annotations
