@@ -136,6 +136,8 @@ def check_network(
     device = inputs[0].device if inputs else torch.device("cpu")
     for n, x in enumerate(constants):
         _check_tensor(f"constants[{n}]", x, x.dtype, device)
+        if not x.is_contiguous():
+            raise ValueError(f"network: constants[{n}] must be contiguous, got {x.stride()}")
     found = [
         _input_shape(f"inputs[{n}]", form, x, device)
         for n, (form, x) in enumerate(zip(program.inputs, inputs, strict=True))

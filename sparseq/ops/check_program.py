@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from sparseq.ops.check_int8 import MAX_WINDOW
 from sparseq.program import ACTIVATIONS, FORMS, OPS, VERSION, Grid, Instruction, Program
 
 # of an attribute: how many whole numbers it is a list of, and their least
@@ -15,6 +14,7 @@ _LISTS = {"kernel": (2, 1), "stride": (2, 1), "padding": (2, 0), "dilation": (2,
 _LISTS["around"] = (4, 0)
 _NUMBERS = {"groups": 1, "columns": 1, "divisor": 0}  # one whole number, at least this
 _FLAGS = ("ceil", "include_pad")
+_MOST = 2**30  # of a whole number: products of two stay far inside of int64
 _TINY, _HUGE = 2.0**-149, torch.finfo(torch.float32).max
 _KEYS = {"version", "inputs", "instructions", "outputs"}
 
@@ -76,11 +76,11 @@ def _check_attribute(where: str, name: str, value: Any) -> None:
     if name in _LISTS:
         count, least = _LISTS[name]
         whole = isinstance(value, (list, tuple)) and len(value) == count
-        good = whole and all(_whole(v, least, MAX_WINDOW) for v in value)
-        wanted = f"{count} whole numbers of at least {least} and at most 2^31"
+        good = whole and all(_whole(v, least, _MOST) for v in value)
+        wanted = f"{count} whole numbers of at least {least} and at most 2^30"
     elif name in _NUMBERS:
-        good = _whole(value, _NUMBERS[name], MAX_WINDOW)
-        wanted = f"a whole number of at least {_NUMBERS[name]} and at most 2^31"
+        good = _whole(value, _NUMBERS[name], _MOST)
+        wanted = f"a whole number of at least {_NUMBERS[name]} and at most 2^30"
     elif name in _FLAGS:
         good, wanted = isinstance(value, bool), "true or false"
     elif name == "eps":
@@ -104,12 +104,10 @@ def _check_attributes(where: str, i: Instruction) -> None:
         if default is None and name not in i.attributes:
             raise ValueError(f"{where}: {name} must be given")
     if i.op in ("max_pool", "avg_pool"):
-        dilation = i.get("dilation") if i.op == "max_pool" else (1, 1)
-        spans = [d * (k - 1) + 1 for d, k in zip(dilation, i.get("kernel"), strict=True)]
-        if any(2 * p > span for p, span in zip(i.get("padding"), spans, strict=True)):
+        kernel, padding = i.get("kernel"), i.get("padding")
+        if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
             raise ValueError(
-                f"{where}: padding must be at most half of the window, {spans}, "
-                f"got {i.get('padding')!r}"
+                f"{where}: padding must be at most half of kernel, {kernel}, got {padding}"
             )
 
 
@@ -125,7 +123,7 @@ def _check_counts(where: str, i: Instruction, values: int) -> None:
         if not _whole(v, 0, values - 1):
             raise ValueError(f"{where}: inputs must be values before it, below {values}, got {v!r}")
     for c in i.constants:
-        if not _whole(c, 0, MAX_WINDOW):
+        if not _whole(c, 0, _MOST):
             raise ValueError(f"{where}: constants must be numbers of constants, got {c!r}")
 
 
@@ -149,8 +147,6 @@ def check_program(program: Program) -> None:
             _check_grid(where, i.grid)
         if i.op == "conv" and grids[i.inputs[0]] is None:
             raise ValueError(f"{where}: its first input must be on a grid, got a float32 value")
-        if i.op == "pad" and i.grid != grids[i.inputs[0]]:
-            raise ValueError(f"{where}: its grid must be its input's, got {i.grid}")
         grids.append(i.grid)
     for n, (value, form) in enumerate(program.outputs):
         _check_form(f"output {n}", form)

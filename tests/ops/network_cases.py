@@ -79,7 +79,7 @@ class Maker:
     def append(self, i):
         if "activation" in OPS[i.op][2] and self.draw(st.booleans()):
             i = replace(i, attributes={**i.attributes, "activation": self.of(ACTIVATIONS)})
-        if i.op == "pad":
+        if i.op == "pad" and self.draw(st.booleans()):
             i = replace(i, grid=self.grids[i.inputs[0]])
         elif i.grid is None and self.whole(0, 3):
             i = replace(i, grid=self.draw(grids()))
@@ -94,11 +94,9 @@ class Maker:
         kernel = [max(k, least) for k in kernel]
         padding = []
         for d, size in enumerate(sizes):
-            span = dilation[d] * (kernel[d] - 1) + 1
             padding.append(self.whole(0, kernel[d] // 2 if pool else 2))
             if windows(size, kernel[d], 1, padding[d], dilation[d], False) < 1:
                 kernel[d], padding[d] = 1, 0
-            assert span >= 1
         return {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
 
     def affine(self, v):
