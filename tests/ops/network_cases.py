@@ -179,6 +179,8 @@ class Maker:
         if self.draw(st.booleans()) and (h, w) != (1, 1):  # as squeeze and excitation does
             self.append(Instruction("adaptive", (v,), None, (), {"size": [1, 1]}))
             fit = [len(self.found) - 1]
+        elif self.draw(st.booleans()):
+            fit = [y for y in fit if self.found[y] != self.found[v]] or fit
         self.append(Instruction(op, (v, self.of(fit))))
 
     def add(self, v):
@@ -210,13 +212,14 @@ def cases(draw, op=None):
     maker = Maker(draw)
     channels = maker.of([1, 3, 4, 8, 16, 17, 20, 33])
     images = maker.of([1, 1, 2, 3, 0])
-    maker.add_input("image", (images, maker.whole(1, 9), maker.whole(1, 9), channels))
+    height, width = maker.whole(1, 9), maker.whole(1, 9)
+    maker.add_input("image", (images, height, width, channels))
     if draw(st.booleans()):
-        form = maker.of(["pixels", "rows", "vector"])
-        height, width = (
-            maker.whole(1, 9) if most else 1 for most in (form == "pixels", form != "vector")
-        )
-        maker.add_input(form, (images, height, width, maker.of([channels, 5])))
+        form = maker.of(["pixels", "pixels", "rows", "vector"])
+        if form != "pixels":
+            height, width = 1, maker.whole(1, 9) if form == "rows" else 1
+        images = maker.of([images, 1])  # which a sum or product repeats
+        maker.add_input(form, (images, height, width, maker.of([channels, channels, 5])))
     for _ in range(maker.whole(1, 8) if op is None else 1):
         if draw(st.booleans()):
             maker.map(len(maker.found) - 1)

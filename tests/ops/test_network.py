@@ -1,13 +1,15 @@
 """The op of programs: equal to its definition, traced, and exported."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from network_cases import cases, small_network
+from network_cases import Case, cases, small_network
 
 from sparseq import ops, reference
 from sparseq.flow.macs import count_macs
-from sparseq.program import OPS, Program
+from sparseq.program import OPS, Grid, Instruction, Program
 
 slow = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -42,6 +44,21 @@ def test_each_instruction(op):
 @given(cases())
 def test_any_program(case):
     assert_as_defined(case)
+
+
+@pytest.mark.parametrize("shape", [(3, 17, 4, 5), (1, 17, 4, 5), (3, 17, 1, 1), (1, 17, 1, 1)])
+@pytest.mark.parametrize("grids", itertools.product([None, Grid(0.0625, 90)], repeat=3))
+@pytest.mark.parametrize("op", ["add", "mul"])
+def test_the_second_is_repeated(op, grids, shape):
+    """In images or pixels or both, whatever the three of them are stored as."""
+    x, y, result = grids
+    instructions = (
+        Instruction("map", (0,), x),
+        Instruction("map", (1,), y),
+        Instruction(op, (2, 3), result, (), {"activation": "hardswish"}),
+    )
+    program = Program(("image", "image"), instructions, ((4, "image"),))
+    assert_as_defined(Case(program, [], [torch.randn(3, 17, 4, 5) * 3, torch.randn(shape)]))
 
 
 def test_text_and_object_are_one():
