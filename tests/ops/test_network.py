@@ -47,7 +47,7 @@ def test_any_program(case):
 
 
 @pytest.mark.parametrize("shape", [(3, 17, 4, 5), (1, 17, 4, 5), (3, 17, 1, 1), (1, 17, 1, 1)])
-@pytest.mark.parametrize("grids", itertools.product([None, Grid(0.0625, 90)], repeat=3))
+@pytest.mark.parametrize("grids", [*itertools.product([None, Grid(0.0625, 90)], repeat=3)])
 @pytest.mark.parametrize("op", ["add", "mul"])
 def test_the_second_is_repeated(op, grids, shape):
     """In images or pixels or both, whatever the three of them are stored as."""
