@@ -14,12 +14,13 @@ PACKAGE = Path(sparseq.__file__).parent
 BELOW: dict[str, set[str]] = {
     "spec": set(),
     "reference": set(),
+    "program": set(),
     "files": set(),
     "modes": set(),
     "table": set(),
     "distill": {"files", "modes"},
 }
-BELOW["ops"] = {"spec", "reference", "files", "_C"}
+BELOW["ops"] = {"spec", "reference", "program", "files", "_C"}
 BELOW["testing"] = {"_C"}
 BELOW["choice"] = {"_C", "files"}
 BELOW["quant"] = BELOW["ops"] | {"ops"}
