@@ -409,7 +409,7 @@ RAW = {
         x, int8, ones, zeros(-128), None, None, x_scale=ones[:1], x_min=-127
     ),
     "linear x_zero of rows": lambda: raw.int8_linear(x, int8, ones, zeros(1), None, None),
-    "linear activation": lambda: linear(int8, activation="gelu"),
+    "linear activation": lambda: linear(int8, activation="elu"),
     "linear residual shape": lambda: linear(int8, residual=ones),
     "linear residual dtype": lambda: linear(int8, residual=torch.ones(4, 4).double()),
     "linear residual scale": lambda: linear(int8, residual=int8[:, :4]),
