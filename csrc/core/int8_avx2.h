@@ -66,6 +66,15 @@ struct Avx2Float {
   static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
   static Float nan_to_zero(Float a) { return _mm256_and_ps(a, _mm256_cmp_ps(a, a, _CMP_ORD_Q)); }
   static Int round(Float a) { return _mm256_cvtps_epi32(a); }
+  static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
+  static Int bits(Float a) { return _mm256_castps_si256(a); }
+  static Float from_bits(Int a) { return _mm256_castsi256_ps(a); }
+  static Int bit_and(Int a, Int b) { return _mm256_and_si256(a, b); }
+  static Int bit_or(Int a, Int b) { return _mm256_or_si256(a, b); }
+  template <int kBits>
+  static Int shift_left(Int a) {
+    return _mm256_slli_epi32(a, kBits);
+  }
 };
 
 // What the AVX2 and AVX-VNNI micro-kernels share; each adds its own way to multiply.

@@ -117,6 +117,25 @@ struct ScalarFloat {
   static Int round(Float a) {
     return make_int([&](int i) { return static_cast<int32_t>(std::nearbyintf(a.v[i])); });
   }
+  static Float sub(Float a, Float b) {
+    return make([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  static Int bits(Float a) {
+    return make_int([&](int i) { return static_cast<int32_t>(sparseq::as_bits(a.v[i])); });
+  }
+  static Float from_bits(Int a) {
+    return make([&](int i) { return sparseq::as_float(static_cast<uint32_t>(a.v[i])); });
+  }
+  static Int bit_and(Int a, Int b) {
+    return make_int([&](int i) { return a.v[i] & b.v[i]; });
+  }
+  static Int bit_or(Int a, Int b) {
+    return make_int([&](int i) { return a.v[i] | b.v[i]; });
+  }
+  template <int kBits>
+  static Int shift_left(Int a) {
+    return make_int([&](int i) { return static_cast<int32_t>(uint32_t(a.v[i]) << kBits); });
+  }
 };
 
 struct ScalarDot {
