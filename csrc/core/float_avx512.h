@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "byte_table.h"
 #include "half.h"
 
 namespace {
@@ -67,6 +68,23 @@ struct Avx512Float {
   static Int shift_left(Int a) {
     return _mm512_slli_epi32(a, kBits);
   }
+  struct Table : ByteTable {
+    static constexpr int kBytes = 64;
+    using ByteTable::ByteTable;
+    void look_up(const uint8_t* from, uint8_t* to) const {
+      const __m512i low = _mm512_loadu_si512(from);
+      __m512i index[2] = {low, _mm512_xor_si512(low, _mm512_set1_epi8(-128))};
+      __m512i y = _mm512_setzero_si512();
+      for (int k = 0; k < 8; ++k)
+        for (int h = 0; h < 2; ++h) {
+          const __m128i* entries = reinterpret_cast<const __m128i*>(part[h][k]);
+          const __m512i each = _mm512_broadcast_i32x4(_mm_load_si128(entries));
+          y = _mm512_xor_si512(y, _mm512_shuffle_epi8(each, index[h]));
+          index[h] = _mm512_subs_epi8(index[h], _mm512_set1_epi8(16));
+        }
+      _mm512_storeu_si512(to, y);
+    }
+  };
 };
 
 }  // namespace

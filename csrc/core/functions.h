@@ -66,9 +66,7 @@ struct Functions {
     return F::div(x, one_plus_exp_negative(F::mul(F::set(1.5957691216057308f), F::add(x, cube))));
   }
 
-  static Float hardsigmoid(Float x) {
-    return F::div(clamp(F::add(x, F::set(3.0f)), 0.0f, 6.0f), F::set(6.0f));
-  }
+  static Float hardsigmoid(Float x) { return F::div(clamp(F::add(x, F::set(3.0f)), 0.0f, 6.0f), F::set(6.0f)); }
   static Float hardswish(Float x) {
     return F::div(F::mul(x, clamp(F::add(x, F::set(3.0f)), 0.0f, 6.0f)), F::set(6.0f));
   }

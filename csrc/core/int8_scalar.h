@@ -136,6 +136,13 @@ struct ScalarFloat {
   static Int shift_left(Int a) {
     return make_int([&](int i) { return static_cast<int32_t>(uint32_t(a.v[i]) << kBits); });
   }
+  // 256 bytes; look_up: what each of kBytes bytes is there.
+  struct Table {
+    static constexpr int kBytes = 1;
+    const uint8_t* bytes;
+    explicit Table(const uint8_t* bytes_) : bytes(bytes_) {}
+    void look_up(const uint8_t* from, uint8_t* to) const { *to = bytes[*from]; }
+  };
 };
 
 struct ScalarDot {

@@ -70,8 +70,8 @@ struct EpilogueKernel {
   // What most layers are: constants in registers, nothing decided per vector.
   bool common() const {
     using sparseq::Element;
-    const bool residual = e.residual_type == Element::none || e.residual_type == Element::f32 ||
-                          e.residual_type == Element::u8;
+    const bool residual =
+        e.residual_type == Element::none || e.residual_type == Element::f32 || e.residual_type == Element::u8;
     const bool output = e.output_type != Element::f16 && e.output_type != Element::bf16;
     return residual && output && e.row_scale == nullptr && e.row_zero == nullptr && Clamp<F>::covers(e.activation);
   }

@@ -43,7 +43,7 @@ struct PoolKernel {
     }
   };
 
-  // W neighbouring channels as the compiler's vectors of at most kBytes, or as one value.
+  // W neighbouring channels as the compiler's vectors of at most 32 bytes, or as one value.
   template <class T, int N>
   struct VectorOf {
     typedef T Type __attribute__((vector_size(N * sizeof(T))));
@@ -52,9 +52,9 @@ struct PoolKernel {
   struct VectorOf<T, 1> {
     typedef T Type;
   };
-  template <class T, int W, int kBytes = 32>
+  template <class T, int W>
   struct Lanes {
-    static constexpr int kEach = W * int(sizeof(T)) > kBytes ? kBytes / int(sizeof(T)) : W;
+    static constexpr int kEach = W * int(sizeof(T)) > 32 ? 32 / int(sizeof(T)) : W;
     static constexpr int kCount = W / kEach;
     using Vec = typename VectorOf<T, kEach>::Type;
   };
@@ -71,20 +71,34 @@ struct PoolKernel {
     for (; c < end; ++c) g(std::integral_constant<int, 1>{}, c);
   }
 
+  // One by one: an array that is copied whole would not stay in registers.
+  template <class L, class T>
+  static void put(const typename L::Vec (&from)[L::kCount], T* to) {
+#pragma GCC unroll 8
+    for (int k = 0; k < L::kCount; ++k) {
+      const typename L::Vec v = from[k];
+      std::memcpy(to + k * L::kEach, &v, sizeof v);
+    }
+  }
+
   template <int W, class T>
   static void max_of(const Window<T>& window, T* to) {
     using L = Lanes<T, W>;
     typename L::Vec most[L::kCount];
+#pragma GCC unroll 8
     for (auto& m : most) m = typename L::Vec{} + (std::is_same_v<T, float> ? T(-__builtin_inff()) : T(0));
     window.each([&](const T* p) {
 #pragma GCC unroll 8
       for (int k = 0; k < L::kCount; ++k) {
         typename L::Vec v;
         std::memcpy(&v, p + k * L::kEach, sizeof v);
-        most[k] = ((v > most[k]) | (v != v)) ? v : most[k];  // a NaN stays
+        if constexpr (std::is_same_v<T, float>)
+          most[k] = ((v > most[k]) | (v != v)) ? v : most[k];  // a NaN stays
+        else
+          most[k] = v > most[k] ? v : most[k];
       }
     });
-    std::memcpy(to, most, sizeof most);
+    put<L>(most, to);
   }
 
   template <int W>
@@ -99,40 +113,23 @@ struct PoolKernel {
         sum[k] += v;
       }
     });
-    std::memcpy(to, sum, sizeof sum);
+    put<L>(sum, to);
   }
 
-  // In 16 bits as long as 256 bytes fit.
   template <int W>
   static void sum_of(const Window<uint8_t>& window, int32_t* to) {
-    using L = Lanes<uint8_t, W, 16>;
-    using Words = typename VectorOf<uint16_t, L::kEach>::Type;
-    Words sum[L::kCount] = {};
-    for (int i = 0; i < W; ++i) to[i] = 0;
-    const auto flush = [&] {
-      uint16_t words[W];
-      std::memcpy(words, sum, sizeof sum);
-      for (int i = 0; i < W; ++i) to[i] += words[i];
-    };
-    int used = 0;
+    constexpr int kCount = (W + kLanes - 1) / kLanes;
+    typename F::Int sum[kCount];
+#pragma GCC unroll 8
+    for (auto& s : sum) s = F::set_int(0);
     window.each([&](const uint8_t* p) {
-      if (used == 256) {
-        flush();
-        for (auto& s : sum) s = Words{};
-        used = 0;
-      }
-      ++used;
-#pragma GCC unroll 4
-      for (int k = 0; k < L::kCount; ++k) {
-        typename L::Vec v;
-        std::memcpy(&v, p + k * L::kEach, sizeof v);
-        if constexpr (W == 1)
-          sum[k] = static_cast<Words>(sum[k] + v);
-        else
-          sum[k] += __builtin_convertvector(v, Words);
-      }
+      uint8_t few[kLanes] = {};
+      if constexpr (W < kLanes) p = static_cast<const uint8_t*>(std::memcpy(few, p, W));
+#pragma GCC unroll 8
+      for (int k = 0; k < kCount; ++k) sum[k] = F::add(sum[k], F::load_u8(p + k * kLanes));
     });
-    flush();
+#pragma GCC unroll 8
+    for (int k = 0; k < kCount; ++k) F::store_int(to + k * kLanes, sum[k]);
   }
 
   template <int W, class T, class Compute>
@@ -192,8 +189,10 @@ struct PoolKernel {
       const auto divisor = F::set(static_cast<float>(count));
       const Int zeros = F::set_int(static_cast<int32_t>(window.rows * window.columns) * g.x.zero);
       write<W>(writer, to, [&](int c) {
-        if constexpr (std::is_same_v<X, float>) return F::div(F::load(total + c), divisor);
-        else return F::div(F::mul(F::to_float(F::sub(F::load_int(total + c), zeros)), scale), divisor);
+        if constexpr (std::is_same_v<X, float>)
+          return F::div(F::load(total + c), divisor);
+        else
+          return F::div(F::mul(F::to_float(F::sub(F::load_int(total + c), zeros)), scale), divisor);
       });
     }
   };
@@ -206,10 +205,9 @@ struct PoolKernel {
     int64_t column = begin % g.out_width, row = begin / g.out_width % g.out_height;
     int64_t image = begin / g.out_width / g.out_height;
     const auto rows_of = [&] {
-      return g.kind == PoolKind::adaptive
-                 ? Extent::adaptive(row, x.height, g.out_height)
-                 : Extent::of(row, x.height, g.kernel_height, g.stride_height, g.pad_top,
-                              g.kind == PoolKind::max ? g.dilation_height : 1);
+      return g.kind == PoolKind::adaptive ? Extent::adaptive(row, x.height, g.out_height)
+                                          : Extent::of(row, x.height, g.kernel_height, g.stride_height, g.pad_top,
+                                                       g.kind == PoolKind::max ? g.dilation_height : 1);
     };
     Extent v = rows_of();
     for (int64_t i = begin; i < end; ++i) {

@@ -35,8 +35,10 @@ struct RowsKernel {
     Int zero;
     explicit Reader(const View& v) : scale(F::set(v.scale)), zero(F::set_int(v.zero)) {}
     Float load(const T* p, Whole) const {
-      if constexpr (std::is_same_v<T, float>) return F::load(p);
-      else return F::mul(F::to_float(F::sub(F::load_u8(p), zero)), scale);
+      if constexpr (std::is_same_v<T, float>)
+        return F::load(p);
+      else
+        return F::mul(F::to_float(F::sub(F::load_u8(p), zero)), scale);
     }
     Float load(const T* p, int64_t left) const {
       T lanes[kLanes] = {};
@@ -50,8 +52,10 @@ struct RowsKernel {
     ByteGrid<F> grid;
     explicit Writer(const Target& t) : grid(t.scale, t.zero, t.low, t.high) {}
     void store(T* p, Float y, Whole) const {
-      if constexpr (std::is_same_v<T, float>) F::store(p, y);
-      else grid.store(y, p);
+      if constexpr (std::is_same_v<T, float>)
+        F::store(p, y);
+      else
+        grid.store(y, p);
     }
     void store(T* p, Float y, int64_t left) const {
       T lanes[kLanes];
@@ -133,8 +137,13 @@ struct RowsKernel {
     auto* to = static_cast<uint8_t*>(m.y.data) + begin * m.y.pixel;
     const bool flat = m.x.pixel == channels && m.y.pixel == channels;
     const int64_t rows = flat ? 1 : end - begin, count = flat ? (end - begin) * channels : channels;
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t c = 0; c < count; ++c) to[i * m.y.pixel + c] = m.bytes[from[i * m.x.pixel + c]];
+    const typename F::Table table(m.bytes);
+    const int64_t from_pixel = m.x.pixel, to_pixel = m.y.pixel;  // a byte written might be one of m's
+    for (int64_t i = 0; i < rows; ++i, from += from_pixel, to += to_pixel) {
+      int64_t c = 0;
+      for (; c + table.kBytes <= count; c += table.kBytes) table.look_up(from + c, to + c);
+      for (; c < count; ++c) to[c] = table.bytes[from[c]];
+    }
   }
 
   // ---- binary ----

@@ -221,8 +221,7 @@ static void pools() {
         if (v > most || std::isnan(v)) most = v;
         sum += v;
         ++count;
-        if (g.x.type == Element::u8)
-          whole += static_cast<const uint8_t*>(g.x.data)[pixel * g.x.pixel + c] - g.x.zero;
+        if (g.x.type == Element::u8) whole += static_cast<const uint8_t*>(g.x.data)[pixel * g.x.pixel + c] - g.x.zero;
       }
     if (g.kind == PoolKind::max) return most;
     if (g.x.type == Element::u8) sum = static_cast<float>(whole) * g.x.scale;
