@@ -28,28 +28,6 @@ int64_t pitch_of(int64_t channels) { return channels % 1024 == 0 ? channels + 64
 
 }  // namespace
 
-Prepared::Runs::Runs(const Pixels& p)
-    : sizes{p.width, p.height, p.batch}, strides{p.step, p.line, p.image}, stride(p.channels) {
-  int d = 0;
-  for (; d < 3; ++d) {
-    if (sizes[d] == 1) continue;
-    if (length > 1 && strides[d] != stride * length) break;
-    if (length == 1) stride = strides[d];
-    length *= sizes[d];
-  }
-  outer = d;
-  for (; d < 3; ++d) count *= sizes[d];
-}
-
-int64_t Prepared::Runs::offset(int64_t run) const {
-  int64_t sum = 0;
-  for (int d = outer; d < 3; ++d) {
-    sum += run % sizes[d] * strides[d];
-    run /= sizes[d];
-  }
-  return sum;
-}
-
 // Bytes that are stored as kernels want them need no copy.
 bool Prepared::ready(const Arguments& a, const Tensor& x, const Pixels& p, const Runs& runs) {
   if (a.x_type != Element::u8 || runs.count != 1 || (p.plane != 1 && p.channels > 1) || x.numel() == 0) return false;
