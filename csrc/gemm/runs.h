@@ -1,7 +1,7 @@
-// Where an input lies, as rows at one stride. No torch.
+// Where an input lies, as rows at one stride, and what makes it u8 pixels. No torch.
 #pragma once
 
-#include <cstdint>
+#include "gemm.h"
 
 namespace sparseq::gemm {
 
@@ -18,6 +18,20 @@ struct Runs {
   int outer = 3;
   explicit Runs(const Pixels& p, int most = 3);  // at most so many dimensions in a run: 1 a line's pixels
   int64_t offset(int64_t run) const;             // elements
+};
+
+// A RowQuantizer over runs, in tasks that stay in L1 while they are transposed.
+struct Conversion {
+  RowQuantizer whole;  // input and output are the first row's
+  Runs runs;
+  int64_t element = 4;                     // bytes of one
+  int64_t lines = 1, line = 0, image = 0;  // bytes of output between runs, and between each `lines` of them
+  bool flat = false;                       // all of a task is one row
+  int64_t block = 1, blocks = 1;           // rows of a task, tasks of a run
+
+  Conversion(const RowQuantizer& q, const Runs& r, int64_t element_size);
+  int64_t tasks() const { return runs.count * blocks; }
+  void run(const Kernels& kernel, int64_t begin, int64_t end) const;
 };
 
 }  // namespace sparseq::gemm

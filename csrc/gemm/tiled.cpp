@@ -24,7 +24,7 @@ void tiled_product(const Arguments& a, const std::optional<Tensor>& tiles, const
   const TilesFor weight(static_cast<const int8_t*>(a.weight.dense.const_data_ptr()),
                         tiles ? static_cast<const uint8_t*>(tiles->const_data_ptr()) : nullptr,
                         tiles ? tiles->numel() : 0,
-                        {w.groups, a.weight.rows / w.groups, w.kernel_h * w.kernel_w, w.channels});
+                        {w.groups, a.weight.rows / w.groups, w.kernel_h * w.kernel_w, w.channels}, active_isa());
   ConvShape shape;
   shape.batch = w.batch, shape.height = w.height, shape.width = w.width;
   shape.out_height = w.rows, shape.out_width = w.columns;

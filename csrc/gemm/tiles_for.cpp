@@ -36,8 +36,7 @@ class Repacked {
 
 }  // namespace
 
-TilesFor::TilesFor(const int8_t* weight, const uint8_t* given, int64_t size, const WeightShape& shape) {
-  const Isa isa = active_isa();
+TilesFor::TilesFor(const int8_t* weight, const uint8_t* given, int64_t size, const WeightShape& shape, Isa isa) {
   if (given == nullptr) {
     made_ = std::make_shared<const AlignedBytes>(make_tiles(channels_inside(weight, shape).data(), shape, isa));
   } else {

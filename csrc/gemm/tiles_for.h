@@ -1,4 +1,4 @@
-// Tiles that came with a call, for the ISA in use.
+// Tiles that came with a call, for one ISA.
 #pragma once
 
 #include <memory>
@@ -7,12 +7,12 @@
 
 namespace sparseq::gemm {
 
-// Tiles at hand, where the ISA in use can read them; else packed anew, from the weight, and kept for later calls.
+// Tiles at hand, where the ISA can read them; else packed anew, from the weight, and kept for later calls.
 class TilesFor {
  public:
   // weight: [groups * out_channels, in_channels, taps]; given: `size` bytes of int8_tiles, or null.
   // Throws std::invalid_argument where the tiles are not of this weight.
-  TilesFor(const int8_t* weight, const uint8_t* given, int64_t size, const WeightShape& shape);
+  TilesFor(const int8_t* weight, const uint8_t* given, int64_t size, const WeightShape& shape, Isa isa);
   const TiledWeight& operator*() const { return weight_; }
   const TiledWeight* operator->() const { return &weight_; }
 
