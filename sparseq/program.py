@@ -20,7 +20,7 @@ avg_pool    `stored(sum / count)`: the sum is `float(sum (q - z)) * scale` on a 
 adaptive    avg_pool of windows from `floor(i H / h)` to `ceil((i + 1) H / h)`
 add, mul    `stored(act(real(x) + real(y)))`; of size 1 in N or in H and W, y is repeated
 concat      `stored(real(x))` of all inputs, along C
-pad         x with real 0 around it: top, bottom, left, right
+pad         `stored(real(x))` with real 0 around it: top, bottom, left, right
 layer_norm  over C, see `sparseq.reference`: `stored(act(d * rsqrt * weight[c] + bias[c]))`,
             constants weight and bias or neither
 
