@@ -1,7 +1,7 @@
 """Programs: what `sparseq::network` runs, a network's layers as one list of instructions.
 
-A value is `[N, H, W, C]`, channels innermost, float32 or uint8 on a grid; rows of a transformer have
-H = 1, vectors H = W = 1. Values are numbered: the program's inputs first, then one for each
+A value is `[N, H, W, C]`, channels innermost, float32 or uint8 on a grid; rows of a transformer
+have H = 1, vectors H = W = 1. Values are numbered: the program's inputs first, then one for each
 instruction. A program knows no sizes: they follow from its inputs' at each call.
 
 With `real(x)` the float32 of a value (`float(q - zero_point) * scale` on a grid) and `stored(y)`
@@ -10,9 +10,9 @@ step in float32 and rounded once:
 
 map         `stored(act(real(x) * scale[c] + shift[c]))`, constants scale and shift or neither
 conv        `stored(act((float(sum (q - z) w) * multiplier[o] + bias[o]) + real(residual)))`;
-            constants weight int8 [O, I / groups, kh, kw], its tiles, multiplier, and bias or nothing;
-            padding is real 0. With columns = k a pixel's channels are those of itself and the k - 1
-            to its right, pixel by pixel: I = k C, kw = 1, and the width shrinks by k - 1
+            constants weight int8 [O, I / groups, kh, kw], its tiles, multiplier, and bias or
+            nothing; padding is real 0. With columns = k a pixel's channels are those of itself and
+            the k - 1 to its right, pixel by pixel: I = k C, kw = 1, and the width shrinks by k - 1
 max_pool    `stored(max real(x))` of each window, padding left out, NaN kept
 avg_pool    `stored(sum / count)`: the sum is `float(sum (q - z)) * scale` on a grid, else float32
             sums in the window's row-major order; count the window's pixels, with include_pad those
@@ -20,9 +20,9 @@ avg_pool    `stored(sum / count)`: the sum is `float(sum (q - z)) * scale` on a 
 adaptive    avg_pool of windows from `floor(i H / h)` to `ceil((i + 1) H / h)`
 add, mul    `stored(act(real(x) + real(y)))`; of size 1 in N or in H and W, y is repeated
 concat      `stored(real(x))` of all inputs, along C
-pad         x with real 0 around it: top, bottom, left, right
-layer_norm  over C, see `sparseq.reference`: `stored(act(d * rsqrt * weight[c] + bias[c]))`, constants
-            weight and bias or neither
+pad         `stored(real(x))` with real 0 around it: top, bottom, left, right
+layer_norm  over C, see `sparseq.reference`: `stored(act(d * rsqrt * weight[c] + bias[c]))`,
+            constants weight and bias or neither
 
 Reference:
     Jacob et al. 2018, section 2.4 (one rescaling from the sum to the next layer's integers).

@@ -13,13 +13,14 @@ PACKAGE = Path(sparseq.__file__).parent
 # What each part may import of sparseq, directly; a part is a module or a folder.
 BELOW: dict[str, set[str]] = {
     "spec": set(),
-    "reference": set(),
+    "program": set(),
+    "reference": {"program"},
     "files": set(),
     "modes": set(),
     "table": set(),
     "distill": {"files", "modes"},
 }
-BELOW["ops"] = {"spec", "reference", "files", "_C"}
+BELOW["ops"] = {"spec", "program", "reference", "files", "_C"}
 BELOW["testing"] = {"_C"}
 BELOW["choice"] = {"_C", "files"}
 BELOW["quant"] = BELOW["ops"] | {"ops"}

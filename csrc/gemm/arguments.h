@@ -171,7 +171,4 @@ void general_product(const Arguments& a, const Window& w, const Input& input, co
 void tiled_product(const Arguments& a, const std::optional<Tensor>& tiles, const Window& w, const Input& input,
                    const Epilogue& epilogue);
 
-// OHWI, the order that tiles are made from.
-std::vector<int8_t> channels_inside(const Tensor& weight);
-
 }  // namespace sparseq::gemm

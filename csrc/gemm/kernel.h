@@ -53,8 +53,9 @@ class RowPointers {
   static void pixel(const sparseq::Input& input, const sparseq::ConvShape& s, int64_t channel, int tile, int64_t x,
                     int64_t y, int64_t image, const uint8_t** entry) {
     const int64_t left = x * s.stride_width - s.pad_left, top = y * s.stride_height - s.pad_top;
-    const int64_t step = s.dilation_width * input.stride, line = s.dilation_height * s.width * input.stride;
-    const int64_t first = ((image * s.height + top) * s.width + left) * input.stride + channel;
+    const int64_t pitch = input.line != 0 ? input.line : s.width;
+    const int64_t step = s.dilation_width * input.stride, line = s.dilation_height * pitch * input.stride;
+    const int64_t first = ((image * s.height + top) * pitch + left) * input.stride + channel;
     if (left >= 0 && top >= 0 && left + (s.kernel_width - 1) * s.dilation_width < s.width &&
         top + (s.kernel_height - 1) * s.dilation_height < s.height) {
       const uint8_t* from = input.data + first;

@@ -89,4 +89,4 @@ def activate(x: Tensor, name: str) -> Tensor:
     }
     if name == "none":
         return x
-    return own[name](x) if name in own else getattr(functional, name)(x)  # type: ignore[no-any-return]
+    return own[name](x) if name in own else getattr(functional, name)(x)
