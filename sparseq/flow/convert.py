@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparseq.flow.dense import remember
-from sparseq.flow.fold import affine_of, batch_norms
+from sparseq.flow.fold import batch_norms
 from sparseq.flow.precision import lift, own_dtype, store
 from sparseq.flow.prepare import (
     layers_of,
@@ -20,6 +20,7 @@ from sparseq.flow.prepare import (
 )
 from sparseq.flow.resize import pass_on_sizes
 from sparseq.nn import InputGrid, SparseQuantLayer, integer_type, outputs_first, own_forward
+from sparseq.nn.batch_norm import affine_of
 from sparseq.packed import PackedWeight
 from sparseq.quant import FakeQuantize
 from sparseq.sparse import named_masks

@@ -1,0 +1,5 @@
+"""From a converted model to programs: activations stay uint8 between layers."""
+
+from sparseq.lower.module import Lowered, layerwise, lower
+
+__all__ = ["Lowered", "layerwise", "lower"]

@@ -1,0 +1,153 @@
+"""`Lowered`: a converted model that runs as programs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseq.lower.assemble import Assembled, assemble
+from sparseq.lower.trace import Differs, Traced, trace
+from sparseq.nn import SparseQuantLayer
+
+
+class Lowered(nn.Module):
+    """A converted model as programs of `sparseq::network`, with torch between them.
+
+    Its submodules, parameters and buffers are those of the layerwise model, under the same names: a
+    state dict of either fits both. The programs are derived from them: again whenever layers take
+    another weight or state, or come back to the CPU. Where they do not serve (another device or
+    dtype, other arguments than one tensor, training mode) the layerwise model runs.
+
+    Attributes:
+        source: the layerwise model.
+        shape, dtype: of the example that it was traced with.
+    """
+
+    source: nn.Module
+
+    def __init__(self, source: nn.Module, traced: Traced, example: Tensor) -> None:
+        super().__init__()
+        self.__dict__["source"] = source  # not a child: its children are ours
+        for held in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[held] = source.__dict__[held]
+        self.training = source.training
+        self._traced = traced
+        self.shape, self.dtype = tuple(example.shape), example.dtype
+        self._layers = [m for m in source.modules() if isinstance(m, SparseQuantLayer)]
+        self._derived: tuple[int, Assembled | None] = (-1, None)
+        self.register_load_state_dict_post_hook(lambda module, keys: module.derive())
+        self.derive()
+
+    def _revision(self) -> int:
+        return sum([layer.revision for layer in self._layers])
+
+    def derive(self) -> None:
+        """Make the programs anew of the layers as they are."""
+        tensors = [*self.source.parameters(), *self.source.buffers()]
+        serves = all(t.device.type == "cpu" for t in tensors) and not any(
+            t.dtype in (torch.float16, torch.bfloat16, torch.float64) for t in tensors
+        )
+        revision = self._revision()
+        found = assemble(self._traced, self.source) if serves and not self.training else None
+        self._derived = (revision, None if isinstance(found, str) else found)
+
+    @property
+    def assembled(self) -> Assembled | None:
+        """The programs in use; None where the layerwise model runs."""
+        if self._derived[0] != self._revision():
+            self.derive()
+        return self._derived[1]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the layerwise model, but for the rounding of what stays on integers."""
+        assembled = self.assembled
+        if assembled is None or len(args) != 1 or kwargs or not self._takes(args[0]):
+            return self.source(*args, **kwargs)
+        try:
+            return assembled.module(args[0])
+        except Differs:
+            return self.source(*args)
+
+    def _takes(self, x: Any) -> bool:
+        alike = isinstance(x, Tensor) and x.dtype == self.dtype and x.dim() == len(self.shape)
+        return bool(alike and x.device.type == "cpu" and 0 not in x.shape)
+
+    def train(self, mode: bool = True) -> Lowered:
+        """Programs are for evaluation: in training mode the layerwise model runs."""
+        self.source.train(mode)
+        changed, self.training = self.training != mode, mode
+        if changed:
+            self.derive()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Lowered:
+        self.source._apply(fn, recurse)
+        self.derive()
+        return self
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.source._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.source._load_from_state_dict(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "source":
+                raise
+            return getattr(self.source, name)
+
+    def __getitem__(self, index: Any) -> nn.Module:
+        """A child, where the model is a container."""
+        return self.source[index]  # type: ignore[index, no-any-return]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Lowered:
+        example = torch.empty(self.shape, dtype=self.dtype, device="meta")
+        copied = Lowered(copy.deepcopy(self.source, memo), self._traced, example)
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a lowered model cannot be pickled: save it with sparseq.save(model, path) and read it "
+            "with sparseq.load(path, model), or pickle its state_dict()"
+        )
+
+
+def layerwise(model: nn.Module) -> nn.Module:
+    """The model of layers behind a lowered one; any other as it is."""
+    return model.source if isinstance(model, Lowered) else model
+
+
+def lower(model: nn.Module, example: Tensor) -> nn.Module:
+    """A converted model as programs, or as it was, with the reason in `sparseq_unlowered`.
+
+    Args:
+        model: converted, in eval mode; becomes the result's `source`.
+        example: an input; of images two are enough.
+    """
+    example = example[:2] if example.dim() == 4 else example
+    if not any(isinstance(m, SparseQuantLayer) for m in model.modules()):
+        return model
+    reason: str | None = None
+    if example.device.type != "cpu" or any(t.device.type != "cpu" for t in model.parameters()):
+        reason = "programs run on CPUs"
+    elif 0 in example.shape:
+        reason = "its example is empty"
+    else:
+        traced = trace(model, example)
+        if isinstance(traced, str):
+            reason = traced
+        else:
+            lowered = Lowered(model, traced, example)
+            if lowered.assembled is not None:
+                return lowered
+            found = assemble(traced, model)
+            reason = found if isinstance(found, str) else "its parameters are not float32"
+    model.sparseq_unlowered = f"runs layer by layer: {reason}"  # type: ignore[assignment]
+    return model
