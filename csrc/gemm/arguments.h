@@ -1,6 +1,8 @@
 // The arguments of the INT8 products, checked, for both of their paths.
 #pragma once
 
+#include <iterator>
+
 #include "../core/tensors.h"
 #include "gemm.h"
 #include "general.h"
@@ -72,10 +74,8 @@ struct Options {
 };
 
 inline Activation activation_of(const char* op, const std::string& name) {
-  constexpr const char* names[] = {"none",    "relu", "relu6", "hardswish", "hardsigmoid",
-                                   "sigmoid", "silu", "tanh",  "gelu",      "gelu_tanh"};
-  for (int i = 0; i < 10; ++i)
-    if (name == names[i]) return Activation(i);
+  for (size_t i = 0; i < std::size(kActivations); ++i)
+    if (name == kActivations[i]) return Activation(i);
   STD_TORCH_CHECK(false, op,
                   ": activation must be none, relu, relu6, hardswish, hardsigmoid, sigmoid, silu, tanh, gelu or "
                   "gelu_tanh, got ",

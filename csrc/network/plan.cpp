@@ -28,7 +28,7 @@ class Plan::Builder {
     std::vector<char> here(program_.inputs.size());  // loaded inputs that are there already
     const auto load = [&](int32_t value, size_t n) {
       const auto v = size_t(value);
-      if (v >= here.size() || !layout_.homes[v].loaded || std::exchange(here[v], char(1))) return;
+      if (v >= here.size() || !layout_.homes[v].loaded || std::exchange(here[v], 1)) return;
       add(LoadStep(pixels_[v], {layout_.input(v), 0}, layout_.homes[v].place, plan_.threads_), n);
     };
     for (size_t n = 0; n < program_.instructions.size(); ++n) {

@@ -13,8 +13,6 @@ namespace {
 constexpr int64_t kMostInstructions = 1 << 14, kMostConstants = 1 << 20;
 constexpr int64_t kMost = int64_t{1} << 30;  // of an attribute: products of two stay far inside of int64
 constexpr const char* kForms[] = {"image", "pixels", "rows", "vector"};
-constexpr const char* kActivations[] = {"none",    "relu", "relu6", "hardswish", "hardsigmoid",
-                                        "sigmoid", "silu", "tanh",  "gelu",      "gelu_tanh"};
 
 struct Signature {
   const char* name;

@@ -78,9 +78,8 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     """
     d = x - _lane_sum(x) / x.shape[-1]
     variance = _lane_sum(d * d) / x.shape[-1]
-    # torch's float32 root (MKL's) may be off by one in the last place; through float64 it is exact
-    deviation = (variance + torch.tensor(eps)).double().sqrt().float()
-    y = d * (1.0 / deviation)
+    # torch's float32 sqrt is not always the nearest; float64's, rounded, is
+    y = d * (1.0 / (variance + torch.tensor(eps)).double().sqrt().float())
     return y if weight is None or bias is None else y * weight + bias
 
 
