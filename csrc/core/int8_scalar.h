@@ -112,6 +112,32 @@ struct ScalarFloat {
   static Int round(Float a) {
     return make_int([&](int i) { return static_cast<int32_t>(std::nearbyintf(a.v[i])); });
   }
+  static Float sub(Float a, Float b) {
+    return make([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  static Int bits(Float a) {
+    return make_int([&](int i) { return static_cast<int32_t>(sparseq::as_bits(a.v[i])); });
+  }
+  static Float from_bits(Int a) {
+    return make([&](int i) { return sparseq::as_float(static_cast<uint32_t>(a.v[i])); });
+  }
+  static Int bit_and(Int a, Int b) {
+    return make_int([&](int i) { return a.v[i] & b.v[i]; });
+  }
+  static Int bit_or(Int a, Int b) {
+    return make_int([&](int i) { return a.v[i] | b.v[i]; });
+  }
+  template <int kBits>
+  static Int shift_left(Int a) {
+    return make_int([&](int i) { return static_cast<int32_t>(uint32_t(a.v[i]) << kBits); });
+  }
+  // 256 bytes; look_up: what each of kBytes bytes is there.
+  struct Table {
+    static constexpr int kBytes = 1;
+    const uint8_t* bytes;
+    explicit Table(const uint8_t* bytes_) : bytes(bytes_) {}
+    void look_up(const uint8_t* from, uint8_t* to) const { *to = bytes[*from]; }
+  };
 };
 
 struct ScalarDot {

@@ -72,10 +72,14 @@ struct Options {
 };
 
 inline Activation activation_of(const char* op, const std::string& name) {
-  constexpr const char* names[] = {"none", "relu", "relu6", "hardswish"};
-  for (int i = 0; i < 4; ++i)
+  constexpr const char* names[] = {"none",    "relu", "relu6", "hardswish", "hardsigmoid",
+                                   "sigmoid", "silu", "tanh",  "gelu",      "gelu_tanh"};
+  for (int i = 0; i < 10; ++i)
     if (name == names[i]) return Activation(i);
-  STD_TORCH_CHECK(false, op, ": activation must be none, relu, relu6 or hardswish, got ", name);
+  STD_TORCH_CHECK(false, op,
+                  ": activation must be none, relu, relu6, hardswish, hardsigmoid, sigmoid, silu, tanh, gelu or "
+                  "gelu_tanh, got ",
+                  name);
   return Activation::none;
 }
 

@@ -78,10 +78,10 @@ struct LayerNorm {
 };
 
 struct Kernels {
-  void (*map)(const Map&, int64_t begin, int64_t end);             // pixels
-  void (*binary)(const Binary&, int64_t begin, int64_t end);       // pixels of y
-  void (*pool)(const Pool&, int64_t begin, int64_t end,            // pixels of y,
-               int64_t channel_begin, int64_t channel_end);        // and channels
+  void (*map)(const Map&, int64_t begin, int64_t end);               // pixels
+  void (*binary)(const Binary&, int64_t begin, int64_t end);         // pixels of y
+  void (*pool)(const Pool&, int64_t begin, int64_t end,              // pixels of y,
+               int64_t channel_begin, int64_t channel_end);          // and channels
   void (*layer_norm)(const LayerNorm&, int64_t begin, int64_t end);  // pixels
 };
 
