@@ -27,11 +27,9 @@ def _activation(call: Call) -> Step:
 
 def _clip(call: Call) -> Step:
     """`clamp(x, 0, 6)`, nn.Hardtanh's too: what a ReLU6 is."""
-    if call.name == "Hardtanh":
-        limits = call.bind("input", "min_val", "max_val")
-    else:
-        limits = call.bind("input", min=None, max=None)
-    low, high = list(limits.values())[1:]
+    names = ("min_val", "max_val") if call.name == "Hardtanh" else ("min", "max")
+    limits = call.bind("input", **dict.fromkeys(names))
+    low, high = (limits[name] for name in names)
     name = {(0, 6): "relu6", (0, None): "relu"}.get((low, high))
     if name is None:
         raise Refused(f"no activation cuts to [{low}, {high}]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,7 @@ def _graph(found: Split, fusions: dict[int, Fusion]) -> fx.Graph:
             inputs = tuple(made[node] for node, _ in fusion.inputs)
             results = graph.call_module(f"program{stage}", inputs)
             for number, (node, _) in enumerate(fusion.outputs):
-                made[node] = graph.call_function(list.__getitem__, (results, number))
+                made[node] = graph.call_function(operator.getitem, (results, number))
         torch_nodes(stage)
     return graph
 

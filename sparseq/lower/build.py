@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,16 +108,16 @@ class Builder:
         self.placed.append((unit.name, _fused(unit, grid)))
         return Instruction("conv", inputs, grid, self._keep([weight, tiles, *vectors]), attributes)
 
-    def _framed(self, image: int, grid: Grid, attributes: dict[str, object]) -> int:
+    def _framed(self, image: int, grid: Grid, attributes: dict[str, Any]) -> int:
         """The image with its zeros around it."""
-        rows, columns = attributes["padding"]  # type: ignore[misc]
-        if not rows and not columns:  # type: ignore[has-type]
+        rows, columns = attributes.get("padding", [0, 0])
+        if not rows and not columns:
             return image
-        around = [rows, rows, columns, columns]  # type: ignore[has-type]
+        around = [rows, rows, columns, columns]
         return self._emit(Instruction("pad", (image,), grid, attributes={"around": around}))
 
 
-def _weight(unit: Unit, layer: SparseQuantLayer) -> tuple[Tensor, dict[str, object]]:
+def _weight(unit: Unit, layer: SparseQuantLayer) -> tuple[Tensor, dict[str, Any]]:
     """`[O, I / groups, kh, kw]`: a linear layer's taps are the pixels of what it reads."""
     weight = layer.weight_values
     if weight.dim() == 4:
@@ -127,7 +128,7 @@ def _weight(unit: Unit, layer: SparseQuantLayer) -> tuple[Tensor, dict[str, obje
     return weight.reshape(len(weight), -1, height, width), {}
 
 
-def _is_stem(weight: Tensor, attributes: dict[str, object]) -> bool:
+def _is_stem(weight: Tensor, attributes: dict[str, Any]) -> bool:
     """Whether lines of the window are few enough values to be channels."""
     _, channels, _, columns = weight.shape
     plain = attributes.get("groups", 1) == 1 and attributes.get("dilation", [1, 1]) == [1, 1]

@@ -61,15 +61,15 @@ class Lowered(nn.Module):
             self.derive()
         return self._derived[1]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As the layerwise model, but for the rounding of what stays on integers."""
         assembled = self.assembled
-        if assembled is None or len(args) != 1 or kwargs or not self._takes(args[0]):
-            return self.source(*args, **kwargs)
-        try:
-            return assembled.module(args[0])
-        except Differs:
-            return self.source(*args)
+        if assembled is not None and not args and not kwargs and self._takes(x):
+            try:
+                return assembled.module(x)
+            except Differs:
+                pass
+        return self.source(*args, **kwargs) if x is None else self.source(x, *args, **kwargs)
 
     def _takes(self, x: Any) -> bool:
         alike = isinstance(x, Tensor) and x.dtype == self.dtype and x.dim() == len(self.shape)
