@@ -30,7 +30,7 @@ _IN_PLACE = {
 }
 
 
-class Differs(Exception):  # noqa: N818 (a signal, no error)
+class Differs(Exception):
     """A call in which the model would go another way than in the example."""
 
 
@@ -254,8 +254,8 @@ def trace(model: nn.Module, example: Tensor) -> Traced | str:
     graph.lint()
     _settle_writes(graph, root)
     _strip(graph)
-    constants = {
-        n: v for n, v in vars(root).items() if n.startswith("_tensor_constant")
-    } | dict(root._buffers)
+    constants = {n: v for n, v in vars(root).items() if n.startswith("_tensor_constant")} | dict(
+        root._buffers
+    )
     kept = {n: v for n, v in constants.items() if isinstance(v, Tensor)}
     return Traced(graph, kept, opaque)

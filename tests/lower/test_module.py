@@ -12,7 +12,7 @@ from torch import nn
 from sparseq import Layer, Plan, Quant, analysis, convert, explain, export, load, prepare, save
 from sparseq.flow.storage import read_file
 from sparseq.lower import Lowered, layerwise
-from tests.lower.lowering import BOTH, lowered, settle
+from tests.lower.lowering import lowered, settle
 
 
 class Network(nn.Module):
@@ -49,7 +49,9 @@ def test_state_has_the_layers_names(fast, x):
     assert type(source) is Network and layerwise(source) is source
     assert list(fast.state_dict()) == list(source.state_dict())
     assert [n for n, _ in fast.named_modules()] == [n for n, _ in source.named_modules()]
-    assert fast.stem is source.stem and fast[0:0] is None if hasattr(source, "__getitem__") else True
+    assert (
+        fast.stem is source.stem and fast[0:0] is None if hasattr(source, "__getitem__") else True
+    )
 
 
 def test_any_batch(fast):
@@ -101,7 +103,9 @@ def test_a_file_brings_it_back(fast, x, tmp_path):
     assert isinstance(loaded, Lowered) and torch.equal(loaded(x), fast(x))
     save(layerwise(fast), tmp_path / "layers.safetensors")
     assert type(load(tmp_path / "layers.safetensors", Network())) is Network
-    assert '"lowered": {"shape": [2, 3, 11, 9], "dtype": "float32"}' in read_file(path)[0]["sparseq"]
+    assert (
+        '"lowered": {"shape": [2, 3, 11, 9], "dtype": "float32"}' in read_file(path)[0]["sparseq"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,7 +209,7 @@ def test_diagnose_looks_at_the_layers(x):
 def test_a_single_layer(x):
     layer = lowered(nn.Conv2d(3, 4, 3), x)
     assert torch.equal(layer(x), layerwise(layer)(x))
-    assert list(layer.state_dict())[0] == "weight_values"
+    assert next(iter(layer.state_dict())) == "weight_values"
     other = copy.deepcopy(layer)
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))
@@ -224,4 +228,3 @@ def test_float_models_and_layers_alone_are_not_lowered(x):
     net = prepare(nn.Sequential(nn.Linear(9, 4)), Plan({"*": Layer(weight=Quant(axis=0))}))
     fast = convert(net, x)
     assert fast.sparseq_unlowered == "runs layer by layer: no input quantiser in the plan"
-    assert BOTH.input is not None
