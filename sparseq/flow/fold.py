@@ -67,4 +67,3 @@ def batch_norms(model: nn.Module) -> tuple[dict[str, str], str | None]:
         if fits and once and norm.running_mean is not None:
             pairs[str(source.target)] = str(node.target)
     return pairs, None
-

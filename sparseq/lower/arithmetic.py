@@ -18,9 +18,9 @@ _MODULES = {
 
 def _activation(call: Call) -> Step:
     name = _MODULES.get(call.name, call.name)
-    x = call.operand(call.node.args[0])
+    x = call.operand(call.args[0])
     if name == "gelu":
-        how = getattr(call.module, "approximate", call.node.kwargs.get("approximate", "none"))
+        how = getattr(call.module, "approximate", call.kwargs.get("approximate", "none"))
         name = "gelu_tanh" if how == "tanh" else "gelu"
     return Step("map", (_exportable(x),), x.form, x.shape, {"activation": name})
 
@@ -65,8 +65,8 @@ def _affine(call: Call, x: Operand, scale: Tensor | None, shift: Tensor | None) 
 
 
 def _binary(call: Call) -> Step:
-    args = call.node.args
-    if len(args) != 2 or call.node.kwargs:
+    args = call.args
+    if len(args) != 2 or call.kwargs:
         raise Refused("its arguments are not known")
     name = call.name.removeprefix("i") if call.name in ("iadd", "imul") else call.name
     name = {"isub": "sub", "itruediv": "truediv", "div": "truediv"}.get(name, name)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from sparseq.lower.build import build
 from sparseq.lower.split import Split, split
-from sparseq.lower.trace import SOURCE, Traced, holds
+from sparseq.lower.trace import SOURCE, Traced
 from sparseq.lower.units import Fusion
 from sparseq.nn import SparseQuantLayer
 from sparseq.program import Program
@@ -59,7 +59,9 @@ def _layer_name(target: object) -> str:
     return str(target).removeprefix(SOURCE).removeprefix(".")
 
 
-def _segments(found: Split, root: nn.Module) -> tuple[dict[int, Fusion], list[Program], dict[str, str]]:
+def _segments(
+    found: Split, root: nn.Module
+) -> tuple[dict[int, Fusion], list[Program], dict[str, str]]:
     """Builds each stage's program into the root."""
     fusions: dict[int, Fusion] = {}
     programs: list[Program] = []
@@ -85,10 +87,11 @@ def _graph(found: Split, fusions: dict[int, Fusion]) -> fx.Graph:
             if found.stage[node] != stage:
                 continue
             if node in found.sizes:
-                size = found.sizes[node]
-                if isinstance(size, tuple):
-                    size = graph.call_method("size", (made[size[0]], size[1]))
-                made[node] = size
+                at = found.sizes[node]
+                if isinstance(at, int):
+                    made[node] = at
+                else:
+                    made[node] = graph.call_method("size", (made[at[0]], at[1]))
             elif node.op == "output":
                 graph.output(fx.map_arg(node.args[0], made.__getitem__))
             else:
@@ -136,7 +139,8 @@ def assemble(traced: Traced, source: nn.Module) -> Assembled | str:
     reasons = {
         _layer_name(node.target): found.reasons[node]
         for node in found.outside
-        if node.op == "call_module" and isinstance(root.get_submodule(str(node.target)), SparseQuantLayer)
+        if node.op == "call_module"
+        and isinstance(root.get_submodule(str(node.target)), SparseQuantLayer)
     }
     if not found.steps:
         why = sorted(set(reasons.values()))

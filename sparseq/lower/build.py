@@ -84,7 +84,9 @@ class Builder:
         own = grid_of(layer)
         image = self._on(unit.inputs[0], own)
         weight, attributes = _weight(unit, layer)
-        tiles = layer.tiles if layer.tiles is not None and layer.choice.kernel != "float32" else None
+        tiles = (
+            layer.tiles if layer.tiles is not None and layer.choice.kernel != "float32" else None
+        )
         if _is_stem(weight, attributes):
             image = self._framed(image, own, attributes)
             columns = weight.shape[3]
@@ -95,7 +97,10 @@ class Builder:
             tiles = None  # of a flattened image: its inputs are in another order
         if tiles is None:
             dense = layer.choice.kernel == DENSE
-            tiles = ops.int8_tiles(weight, attributes.get("groups", 1), "dense" if dense else "auto")
+            tiles = ops.int8_tiles(
+                weight, attributes.get("groups", 1), "dense" if dense else "auto"
+            )
+        assert layer.input_scale is not None
         multiplier, bias = layer.weight_scale * layer.input_scale, layer.bias
         if unit.scale is not None:
             assert unit.shift is not None

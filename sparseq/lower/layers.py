@@ -42,7 +42,7 @@ def read_layer(call: Call) -> Step:
     why = refusal(layer)
     if why is not None:
         raise Refused(why)
-    x, outputs = call.node.args[0], layer.weight_values.shape[0]
+    x, outputs = call.args[0], layer.weight_values.shape[0]
     if isinstance(layer, SparseQuantLinear):
         return _linear(call, layer, call.operand(x), outputs)
     at = call.operand(x, IMAGE)
@@ -80,7 +80,7 @@ def _batch_norm(call: Call) -> Step:
     if norm.running_mean is None:
         raise Refused("it has no running statistics")
     form = IMAGE if isinstance(norm, nn.BatchNorm2d) else VECTOR
-    x = call.operand(call.node.args[0], form)
+    x = call.operand(call.args[0], form)
     return Step("map", (x,), form, x.shape, constants=affine_of(norm))
 
 

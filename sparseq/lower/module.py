@@ -38,7 +38,7 @@ class Lowered(nn.Module):
         self.shape, self.dtype = tuple(example.shape), example.dtype
         self._layers = [m for m in source.modules() if isinstance(m, SparseQuantLayer)]
         self._derived: tuple[int, Assembled | None] = (-1, None)
-        self.register_load_state_dict_post_hook(lambda module, keys: module.derive())
+        self.register_load_state_dict_post_hook(lambda module, keys: module.derive())  # type: ignore[no-untyped-call]
         self.derive()
 
     def _revision(self) -> int:
@@ -104,7 +104,7 @@ class Lowered(nn.Module):
 
     def __getitem__(self, index: Any) -> nn.Module:
         """A child, where the model is a container."""
-        return self.source[index]  # type: ignore[index, no-any-return]
+        return self.source[index]  # type: ignore[index]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Lowered:
         example = torch.empty(self.shape, dtype=self.dtype, device="meta")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from sparseq.lower.step import Call, Operand, Refused, Step, entering
 from sparseq.lower.trace import SOURCE, Traced, in_place
 from sparseq.nn import SparseQuantLayer
 
-RULES = {**layers.RULES, **arithmetic.RULES, **views.RULES, **windows.RULES}
+Rule = Callable[[Call], Step]
+RULES: dict[str, Rule] = {**layers.RULES, **arithmetic.RULES, **views.RULES, **windows.RULES}
 # who may define a function of such a name; torch's own may have no module
 _HOMES = ("torch", "_operator", "torchvision.ops")
 
@@ -90,6 +91,7 @@ class Reader:
 
     def _read(self, node: fx.Node) -> Step:
         module, call = self.module(node), node.target
+        rule: Rule
         if isinstance(module, SparseQuantLayer):
             name = str(node.target).removeprefix(SOURCE).removeprefix(".")
             rule, kind = layers.read_layer, name
@@ -115,4 +117,3 @@ class Reader:
         if sizes(step.form, step.shape) != node.meta["shape"]:
             raise Refused("its result has another shape than its instruction's")
         return step
-

@@ -94,7 +94,7 @@ def _size_query(node: fx.Node) -> tuple[fx.Node, int] | None:
 
 
 def _answer_sizes(found: Split, graph: fx.Graph) -> None:
-    """Sizes of steps' results from what the programs read, so that no result leaves for its size."""
+    """Sizes of results from what the programs read, so that no result leaves for its size."""
     for node in graph.nodes:
         query = _size_query(node)
         if query is None or query[0] not in found.steps or node in found.steps:
@@ -147,9 +147,7 @@ def _stage(found: Split, graph: fx.Graph) -> None:
         else:
             stage[node] = max((stage[n] for n in found.dependencies(node)), default=0)
             found.outside.append(node)
-    crossing = {
-        n for node in stage for n in found.crossings(node) if n in found.steps
-    }
+    crossing = {n for node in stage for n in found.crossings(node) if n in found.steps}
     for node in found.steps:
         if node in crossing:
             found.exports.setdefault(stage[node], []).append(node)

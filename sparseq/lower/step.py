@@ -15,7 +15,7 @@ from sparseq.program import Shape, value_shape
 ALIAS = "alias"  # the same value, in another form
 
 
-class Refused(Exception):  # noqa: N818 (caught where a node is read)
+class Refused(Exception):
     """Why a node runs in torch."""
 
 
@@ -79,15 +79,25 @@ class Call:
     operand: Callable[..., Operand]
     constant: Callable[[Any], Tensor | None]
 
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Of the node, by position."""
+        return self.node.args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Of the node, by name."""
+        return self.node.kwargs
+
     def bind(self, *names: str, **defaults: Any) -> dict[str, Any]:
         """Arguments by name; of a module its attributes, and the first argument."""
         if self.module is not None:
             found = {n: getattr(self.module, n) for n in (*names[1:], *defaults)}
-            return {names[0]: self.node.args[0], **found}
+            return {names[0]: self.args[0], **found}
         order = (*names, *defaults)
-        given = dict(zip(order, self.node.args, strict=False)) | self.node.kwargs
+        given = dict(zip(order, self.args, strict=False)) | self.kwargs
         unknown = set(given) - set(order)
-        if unknown or len(self.node.args) > len(order) or set(names) - set(given):
+        if unknown or len(self.args) > len(order) or set(names) - set(given):
             raise Refused("its arguments are not known")
         return defaults | given
 
@@ -110,4 +120,3 @@ def entering(node: fx.Node, form: str | None) -> Operand:
     if 0 in shape:
         raise Refused("it is empty")
     return Operand(node, form, value_shape(PORTS[form], shape), False)
-

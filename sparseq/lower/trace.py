@@ -30,7 +30,7 @@ _IN_PLACE = {
 }
 
 
-class Differs(Exception):  # noqa: N818 (a signal, no error)
+class Differs(Exception):
     """A call in which the model would go another way than in the example."""
 
 
@@ -111,6 +111,12 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Known(node, self)
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, target, *args, **kwargs)
+        if kind == "get_attr":  # a tensor among the arguments becomes one without a proxy
+            node.meta["known"] = operator.attrgetter(str(target))(self.root)
+        return node
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
         proxy = super().create_proxy(*args, **kwargs)
@@ -248,8 +254,8 @@ def trace(model: nn.Module, example: Tensor) -> Traced | str:
     graph.lint()
     _settle_writes(graph, root)
     _strip(graph)
-    constants = {
-        n: v for n, v in vars(root).items() if n.startswith("_tensor_constant")
-    } | dict(root._buffers)
+    constants = {n: v for n, v in vars(root).items() if n.startswith("_tensor_constant")} | dict(
+        root._buffers
+    )
     kept = {n: v for n, v in constants.items() if isinstance(v, Tensor)}
     return Traced(graph, kept, opaque)

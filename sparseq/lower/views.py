@@ -18,7 +18,7 @@ def _alias(x: Operand, form: str | None) -> Step:
 
 
 def _identity(call: Call) -> Step:
-    x = call.operand(call.node.args[0])
+    x = call.operand(call.args[0])
     return _alias(x, x.form)
 
 
@@ -42,9 +42,9 @@ def _numbers(values: Any) -> list[Any]:
 
 
 def _permute(call: Call) -> Step:
-    given = dict(call.node.kwargs)
-    dims = given.get("dims", _numbers(call.node.args[1:]))
-    x = call.operand(call.node.args[0])
+    given = dict(call.kwargs)
+    dims = given.get("dims", _numbers(call.args[1:]))
+    x = call.operand(call.args[0])
     if not all(isinstance(d, int) for d in dims):
         raise Refused("its dimensions are not constant")
     return _alias(x, permuted(x.form, [d % len(x.form) for d in dims]))
@@ -76,8 +76,8 @@ def _flatten(call: Call) -> Step:
 
 
 def _reshape(call: Call) -> Step:
-    wanted = call.node.kwargs.get("shape") or _numbers(call.node.args[1:])
-    x = call.operand(call.node.args[0])
+    wanted = call.kwargs.get("shape") or _numbers(call.args[1:])
+    x = call.operand(call.args[0])
     return _alias(x, reshaped(x.form, x.shape, list(wanted)))
 
 
@@ -95,7 +95,7 @@ def _squeeze(call: Call) -> Step:
 
 def _getitem(call: Call) -> Step:
     """`x[:, :, 0, 0]` of an image of one pixel; all else picks."""
-    x, index = call.node.args
+    x, index = call.args
     at = call.operand(x)
     everything = slice(None)
     picked = tuple(everything if letter in "NC" else 0 for letter in at.form)

@@ -16,17 +16,16 @@ def _pooled(op: str, x: Operand, attributes: dict[str, Any]) -> Step:
 
 
 def _window(given: dict[str, Any]) -> dict[str, Any]:
-    kernel = pair(given["kernel_size"], "kernel_size")
+    kernel, padding = (pair(given[name], name) for name in ("kernel_size", "padding"))
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise Refused("its padding is more than half of its kernel")
     stride = given["stride"]
-    found = {
+    return {
         "kernel": kernel,
         "stride": kernel if stride is None or stride == [] else pair(stride, "stride"),
-        "padding": pair(given["padding"], "padding"),
+        "padding": padding,
         "ceil": bool(given["ceil_mode"]),
     }
-    if any(2 * p > k for p, k in zip(found["padding"], kernel, strict=True)):
-        raise Refused("its padding is more than half of its kernel")
-    return found
 
 
 def _max_pool(call: Call) -> Step:
@@ -90,7 +89,7 @@ def _cat(call: Call) -> Step:
 def _pad(call: Call) -> Step:
     if call.module is not None:
         around = list(call.module.padding)  # type: ignore[arg-type]
-        source = call.node.args[0]
+        source = call.args[0]
     else:
         given = call.bind("input", "pad", mode="constant", value=None)
         if given["mode"] != "constant" or given["value"] not in (None, 0):
@@ -99,7 +98,9 @@ def _pad(call: Call) -> Step:
     x = call.operand(source)
     if not all(isinstance(p, int) and p >= 0 for p in around) or len(around) % 2:
         raise Refused("it crops, or its padding is not constant")
-    before_after = {axis(x.form, -1 - d): around[2 * d : 2 * d + 2] for d in range(len(around) // 2)}
+    before_after = {
+        axis(x.form, -1 - d): around[2 * d : 2 * d + 2] for d in range(len(around) // 2)
+    }
     if any(any(v) for letter, v in before_after.items() if letter not in ("H", "W")):
         raise Refused("it pads other dimensions than an image's")
     if x.form not in PORTS or "H" not in x.form:

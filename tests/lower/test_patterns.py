@@ -109,15 +109,16 @@ def test_stems_read_lines_as_channels(channels, kernel, stride, padding):
 
 
 def test_wide_or_dilated_first_layers_stay_windows():
-    for layer, x in ((conv(8), torch.randn(IMAGE)), (nn.Conv2d(3, 8, 3, dilation=2), torch.randn(1, 3, 9, 9))):
+    for layer, x in (
+        (conv(8), torch.randn(IMAGE)),
+        (nn.Conv2d(3, 8, 3, dilation=2), torch.randn(1, 3, 9, 9)),
+    ):
         fast, y, reference = both(nn.Sequential(layer, conv()), x)
         assert ops_of(fast) == ["map", "conv", "conv"] and torch.equal(y, reference)
 
 
 def test_a_residual_is_read_on_its_layers_grid():
-    net = Chain(
-        lambda m, x: m.c((m.b(m.a(x).relu()) + x).relu()), a=conv(), b=conv(), c=conv()
-    )
+    net = Chain(lambda m, x: m.c((m.b(m.a(x).relu()) + x).relu()), a=conv(), b=conv(), c=conv())
     x = torch.randn(IMAGE)
     fast, y, reference = both(net, x)
     assert ops_of(fast) == ["map", "conv", "conv", "conv"]
@@ -184,17 +185,23 @@ def test_activations_are_part_of_their_layer(act):
 CLOSE = {
     "squeeze and excite": (
         Chain(
-            lambda m, x: m.d((h := m.a(x).relu()) * m.c(m.b(h.mean((2, 3), True)).relu()).sigmoid()),
+            lambda m, x: m.d(
+                (h := m.a(x).relu()) * m.c(m.b(h.mean((2, 3), True)).relu()).sigmoid()
+            ),
             a=conv(), b=conv(8, 4, 1), c=conv(4, 8, 1), d=conv(),
         ),
         ["map", "conv", "adaptive", "conv", "conv", "mul", "conv"],
     ),
     "norm before its layer": (
-        nn.Sequential(conv(), nn.BatchNorm2d(8), nn.AvgPool2d(3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), conv()),
+        nn.Sequential(
+            conv(), nn.BatchNorm2d(8), nn.AvgPool2d(3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), conv()
+        ),
         ["map", "conv", "avg_pool", "map", "conv"],
     ),
     "adaptive pool": (
-        nn.Sequential(conv(), nn.ReLU(), nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten(), nn.Linear(48, 5)),
+        nn.Sequential(
+            conv(), nn.ReLU(), nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten(), nn.Linear(48, 5)
+        ),
         ["map", "conv", "adaptive", "conv"],
     ),
     "layer norm of an image": (
@@ -216,7 +223,10 @@ CLOSE = {
         ["map", "conv", "conv"],
     ),
     "activation of a sum": (
-        Chain(lambda m, x: m.c(functional.silu(m.a(x).relu() + m.b(x).relu())), a=conv(), b=conv(), c=conv()),
+        Chain(
+            lambda m, x: m.c(functional.silu(m.a(x).relu() + m.b(x).relu())),
+            a=conv(), b=conv(), c=conv(),
+        ),
         ["map", "conv", "conv", "add", "conv"],
     ),
 }  # fmt: skip
