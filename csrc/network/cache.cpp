@@ -22,13 +22,6 @@ void put_front(std::vector<T>& all, T one, size_t most) {
 
 }  // namespace
 
-void describe(const TensorInfo& tensor, Key& key) {
-  key.push_back(int64_t(tensor.type) * 2 + tensor.contiguous);
-  key.push_back(int64_t(tensor.sizes.size()));
-  key.insert(key.end(), tensor.sizes.begin(), tensor.sizes.end());
-  key.insert(key.end(), tensor.strides.begin(), tensor.strides.end());
-}
-
 Cache::Entry* Cache::find(const std::string& text) {
   return to_front(entries_, [&](const Entry& e) { return e.text == text; });
 }

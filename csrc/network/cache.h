@@ -8,9 +8,6 @@ namespace sparseq::network {
 // The tensors that a plan was made for, and how it was to run: all that it rests on, as one list.
 using Key = std::vector<int64_t>;
 
-// Adds to a key.
-void describe(const TensorInfo& tensor, Key& key);
-
 class Cache {
  public:
   // The program of this text with the plan of this key; make(program) where there is none. Thread-safe; plans may be

@@ -15,6 +15,23 @@ TensorInfo info_of(const Tensor& t) {
           {strides.begin(), strides.end()}};
 }
 
+std::vector<TensorInfo> infos_of(const std::vector<Tensor>& tensors) {
+  std::vector<TensorInfo> infos;
+  for (const Tensor& t : tensors) infos.push_back(info_of(t));
+  return infos;
+}
+
+// All that a plan rests on in a tensor: of constants, which must be contiguous, no strides.
+void describe(const Tensor& t, bool strides, Key& key) {
+  const auto sizes = t.sizes();
+  key.push_back(int64_t(gemm::element_of(t.scalar_type())) * 2 + t.is_contiguous());
+  key.push_back(int64_t(sizes.size()));
+  key.insert(key.end(), sizes.begin(), sizes.end());
+  if (!strides) return;
+  const auto steps = t.strides();
+  key.insert(key.end(), steps.begin(), steps.end());
+}
+
 // Memory of one call, from the blocks of earlier ones.
 class Arena {
  public:
@@ -36,15 +53,12 @@ std::vector<Tensor> run(const std::string& text, const std::vector<Tensor>& cons
   static Cache cache;
   const Isa isa = active_isa();
   const auto threads = int64_t(torch::stable::get_num_threads());
-  std::vector<TensorInfo> of_inputs, of_constants;
-  Key key{int64_t(isa), threads};
-  for (const auto& [tensors, infos] : {std::pair(&constants, &of_constants), std::pair(&inputs, &of_inputs)}) {
-    infos->reserve(tensors->size());
-    key.push_back(int64_t(tensors->size()));
-    for (const Tensor& t : *tensors) describe(infos->emplace_back(info_of(t)), key);
-  }
+  thread_local Key key;  // with its memory, from call to call
+  key.assign({int64_t(isa), threads, int64_t(constants.size()), int64_t(inputs.size())});
+  for (const Tensor& t : constants) describe(t, false, key);
+  for (const Tensor& t : inputs) describe(t, true, key);
   const std::shared_ptr<const Plan> plan = cache.plan(text, key, [&](std::shared_ptr<const Program> program) {
-    return std::make_shared<const Plan>(std::move(program), of_inputs, of_constants, isa, threads);
+    return std::make_shared<const Plan>(std::move(program), infos_of(inputs), infos_of(constants), isa, threads);
   });
 
   Arena arena(size_t(plan->arena()));
@@ -55,10 +69,9 @@ std::vector<Tensor> run(const std::string& text, const std::vector<Tensor>& cons
     outputs.push_back(fresh(o.sizes, ScalarType::Float, sizeof(float), o.channels_last));
     bases.push_back(static_cast<uint8_t*>(outputs.back().mutable_data_ptr()));
   }
-  std::vector<Constant> data;
+  std::vector<const void*> data;
   data.reserve(constants.size());
-  for (const Tensor& t : constants)
-    data.push_back({t.const_data_ptr(), t.numel() * gemm::size_of(gemm::element_of(t.scalar_type()))});
+  for (const Tensor& t : constants) data.push_back(t.const_data_ptr());
   plan->run({bases, data}, [](int64_t count, auto walk) {
     torch::stable::parallel_for(0, count, 1, [&](int64_t, int64_t) { walk(); });
   });

@@ -238,6 +238,7 @@ class Plan::Builder {
       e.residual_scale = r.scale, e.residual_zero_point = r.zero;
     }
     for (size_t k = 0; k < i.constants.size(); ++k) step.constants[k] = i.constants[k];
+    step.tiles_bytes = constants_[size_t(i.constants[1])].sizes[0];
     step.threads = plan_.threads_;
     step.isa = isa_;
     add(std::move(step), n);

@@ -103,7 +103,8 @@ class Shapes {
     require(depth <= kMostDepth && inputs * depth <= kMostDepth, what_, ": weight must have at most ", kMostDepth,
             " inputs for an exact int32 sum");
     const TensorInfo& tiles = constants_[size_t(i.constants[1])];
-    require(tiles.type == Element::u8 && tiles.contiguous, what_, ": tiles must be a contiguous uint8 tensor");
+    require(tiles.type == Element::u8 && tiles.contiguous && tiles.sizes.size() == 1, what_,
+            ": tiles must be a contiguous uint8 vector");
     for (size_t c = 2; c < i.constants.size(); ++c) constant(i.constants[c], Element::f32, {outputs});
     x.width -= i.columns - 1;
     Shape y = window(i, x, {w.sizes[2], w.sizes[3]}, false);

@@ -18,18 +18,13 @@
 
 namespace sparseq::network {
 
-struct Constant {
-  const void* data = nullptr;
-  int64_t bytes = 0;
-};
-
 struct Call {
   const std::vector<uint8_t*>& bases;  // of Place
-  const std::vector<Constant>& constants;
+  const std::vector<const void*>& constants;
 
   uint8_t* at(const Place& place) const { return bases[size_t(place.base)] + place.offset; }
   const float* floats(int32_t constant) const {
-    return constant < 0 ? nullptr : static_cast<const float*>(constants[size_t(constant)].data);
+    return constant < 0 ? nullptr : static_cast<const float*>(constants[size_t(constant)]);
   }
 };
 
@@ -130,6 +125,7 @@ struct ConvStep {
   Input input;             // but for its data
   Epilogue epilogue;       // but for its addresses
   std::array<int32_t, 4> constants{-1, -1, -1, -1};
+  int64_t tiles_bytes = 0;
   int64_t threads = 1;
   Isa isa = Isa::scalar;
   Share share;
