@@ -166,11 +166,20 @@ def test_a_value_with_two_grids_is_rounded_to_each():
 
 ACTIVATIONS = [nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.Hardsigmoid(), nn.Sigmoid(), nn.SiLU(),
                nn.Tanh(), nn.GELU(), nn.GELU("tanh"), nn.Hardtanh(0.0, 6.0)]  # fmt: skip
-FUNCTIONS = [functional.silu, functional.hardswish, torch.sigmoid, torch.tanh, functional.gelu,
-             lambda x: x.clamp(0, 6), lambda x: functional.relu(x, inplace=True)]  # fmt: skip
+FUNCTIONS = {
+    "silu": functional.silu,
+    "hardswish": functional.hardswish,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": functional.gelu,
+    "clamp": lambda x: x.clamp(0, 6),
+    "relu in place": lambda x: functional.relu(x, inplace=True),
+}
 
 
-@pytest.mark.parametrize("act", ACTIVATIONS + FUNCTIONS, ids=str)
+@pytest.mark.parametrize(
+    "act", [*ACTIVATIONS, *FUNCTIONS.values()], ids=[*map(str, ACTIVATIONS), *FUNCTIONS]
+)
 def test_activations_are_part_of_their_layer(act):
     """Within 5e-7 of torch's before rounding; a value on the edge of a step may take the next."""
     module = {"act": act} if isinstance(act, nn.Module) else {}
