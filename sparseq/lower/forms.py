@@ -49,7 +49,7 @@ def reshaped(form: str, shape: Shape, wanted: Sequence[Any]) -> str | None:
         wanted: `reshape`'s sizes: numbers, nodes that know theirs, or -1. The first must be -1 or a
             node, so that any batch fits.
     """
-    numbers = [w.meta.get("known") if isinstance(w, fx.Node) else w for w in wanted]
+    numbers: list[Any] = [w.meta.get("known") if isinstance(w, fx.Node) else w for w in wanted]
     if not all(isinstance(n, int) for n in numbers) or not numbers or numbers.count(-1) > 1:
         return None
     first = wanted[0]

@@ -88,7 +88,7 @@ class _Known(fx.Proxy):
     def __len__(self) -> int:
         known = self.node.meta["known"]
         if isinstance(known, Tensor):
-            return super().__len__()  # type: ignore[no-any-return]
+            return super().__len__()
         return len(known)
 
 
@@ -159,7 +159,8 @@ class _Tracer(fx.Tracer):
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         known = obj.node.meta["known"]
         if isinstance(known, (tuple, list)):
-            return iter([obj[i] for i in range(len(known))])
+            items: Any = obj
+            return iter([items[i] for i in range(len(known))])
         return super().iter(obj)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
