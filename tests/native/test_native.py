@@ -1,4 +1,4 @@
-"""The kernels of every ISA, VNNI and AVX-512 too: compiled with SIMDe's portable intrinsics and run.
+"""The kernels of every ISA, VNNI and AVX-512 too, compiled with SIMDe where need be, and run.
 
 gemm.cpp compares scalar, AVX2, AVX-VNNI and AVX-512-VNNI with an int64 reference, rows.cpp scalar,
 AVX2 and AVX-512 with plain loops: bit for bit.
