@@ -21,9 +21,9 @@ void tiled_product(const Arguments& a, const std::optional<Tensor>& tiles, const
                    const Epilogue& epilogue) {
   STD_TORCH_CHECK(!tiles || (tiles->scalar_type() == ScalarType::Byte && tiles->is_contiguous()),
                   "tiles must be a contiguous uint8 tensor");
-  const TilesFor weight(static_cast<const int8_t*>(a.weight.dense.const_data_ptr()),
-                        tiles ? static_cast<const uint8_t*>(tiles->const_data_ptr()) : nullptr,
-                        tiles ? tiles->numel() : 0,
+  std::optional<std::span<const uint8_t>> given;
+  if (tiles) given.emplace(static_cast<const uint8_t*>(tiles->const_data_ptr()), size_t(tiles->numel()));
+  const TilesFor weight(static_cast<const int8_t*>(a.weight.dense.const_data_ptr()), given,
                         {w.groups, a.weight.rows / w.groups, w.kernel_h * w.kernel_w, w.channels}, active_isa());
   ConvShape shape;
   shape.batch = w.batch, shape.height = w.height, shape.width = w.width;

@@ -36,13 +36,15 @@ class Repacked {
 
 }  // namespace
 
-TilesFor::TilesFor(const int8_t* weight, const uint8_t* given, int64_t size, const WeightShape& shape, Isa isa) {
-  if (given == nullptr) {
+TilesFor::TilesFor(const int8_t* weight, std::optional<std::span<const uint8_t>> given, const WeightShape& shape,
+                   Isa isa) {
+  if (!given) {
     made_ = std::make_shared<const AlignedBytes>(make_tiles(channels_inside(weight, shape).data(), shape, isa));
   } else {
-    const TileHeader header = read_header(given, size, shape);
-    if (readable(header, given, isa)) {
-      weight_ = view_tiles(given, size, shape);
+    const auto size = int64_t(given->size());
+    const TileHeader header = read_header(given->data(), size, shape);
+    if (readable(header, given->data(), isa)) {
+      weight_ = view_tiles(given->data(), size, shape);
       return;
     }
     static Repacked repacked;

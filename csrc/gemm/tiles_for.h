@@ -2,6 +2,8 @@
 #pragma once
 
 #include <memory>
+#include <optional>
+#include <span>
 
 #include "tiles.h"
 
@@ -10,9 +12,9 @@ namespace sparseq::gemm {
 // Tiles at hand, where the ISA can read them; else packed anew, from the weight, and kept for later calls.
 class TilesFor {
  public:
-  // weight: [groups * out_channels, in_channels, taps]; given: `size` bytes of int8_tiles, or null.
+  // weight: [groups * out_channels, in_channels, taps]; given: of int8_tiles.
   // Throws std::invalid_argument where the tiles are not of this weight.
-  TilesFor(const int8_t* weight, const uint8_t* given, int64_t size, const WeightShape& shape, Isa isa);
+  TilesFor(const int8_t* weight, std::optional<std::span<const uint8_t>> given, const WeightShape& shape, Isa isa);
   const TiledWeight& operator*() const { return weight_; }
   const TiledWeight* operator->() const { return &weight_; }
 

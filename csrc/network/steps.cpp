@@ -105,7 +105,8 @@ void NormStep::bind(const Call& call) {
 void ConvStep::bind(const Call& call) {
   const auto* bytes = static_cast<const uint8_t*>(call.constants[size_t(constants[1])]);
   if (!tiles_ || tiles_at_ != bytes || std::memcmp(&header_, bytes, sizeof header_) != 0) {
-    tiles_.emplace(static_cast<const int8_t*>(call.constants[size_t(constants[0])]), bytes, tiles_bytes, shape, isa);
+    tiles_.emplace(static_cast<const int8_t*>(call.constants[size_t(constants[0])]),
+                   std::span(bytes, size_t(tiles_bytes)), shape, isa);
     tiles_at_ = bytes;
     std::memcpy(&header_, bytes, sizeof header_);
     divide();

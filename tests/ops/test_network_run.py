@@ -338,6 +338,7 @@ def wrong_constants(constants):
     other = ops.int8_tiles(torch.ones(8, 8, 3, 3, dtype=torch.int8))
     yield "tiles must be made by", [weight, other[:-64], multiplier, bias]
     yield "tiles must be made by", [weight, tiles[:40].clone(), multiplier, bias]
+    yield "tiles must be made by", [weight, tiles[:0].clone(), multiplier, bias]
     yield "tiles must be made by", [weight, tiles.clone().fill_(7), multiplier, bias]
     yield "tiles must be a contiguous", [weight, tiles.repeat(2)[::2], multiplier, bias]
     yield "weight must be contiguous", [weight.float(), tiles, multiplier, bias]
@@ -348,7 +349,7 @@ def wrong_constants(constants):
     yield "constants must be at least", [weight, tiles]
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(11))
 def test_constants_that_do_not_fit(number):
     b = Builder(torch.randn(1, 3, 4, 4))
     x = b.add("map", 0, grid=A)
