@@ -28,7 +28,13 @@ class Lowered(nn.Module):
 
     source: nn.Module
 
-    def __init__(self, source: nn.Module, traced: Traced, example: Tensor) -> None:
+    def __init__(
+        self,
+        source: nn.Module,
+        traced: Traced,
+        example: Tensor,
+        assembled: Assembled | None = None,
+    ) -> None:
         super().__init__()
         self.__dict__["source"] = source  # not a child: its children are ours
         for held in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -37,21 +43,19 @@ class Lowered(nn.Module):
         self._traced = traced
         self.shape, self.dtype = tuple(example.shape), example.dtype
         self._layers = [m for m in source.modules() if isinstance(m, SparseQuantLayer)]
-        self._derived: tuple[int, Assembled | None] = (-1, None)
+        self._derived = (self._revision(), assembled)
         self.register_load_state_dict_post_hook(lambda module, keys: module.derive())  # type: ignore[no-untyped-call]
-        self.derive()
+        if assembled is None:
+            self.derive()
 
     def _revision(self) -> int:
         return sum([layer.revision for layer in self._layers])
 
     def derive(self) -> None:
         """Make the programs anew of the layers as they are."""
-        tensors = [*self.source.parameters(), *self.source.buffers()]
-        serves = all(t.device.type == "cpu" for t in tensors) and not any(
-            t.dtype in (torch.float16, torch.bfloat16, torch.float64) for t in tensors
-        )
         revision = self._revision()
-        found = assemble(self._traced, self.source) if serves and not self.training else None
+        serves = _on_cpu(self.source) and not self.training
+        found = assemble(self._traced, self.source) if serves else None
         self._derived = (revision, None if isinstance(found, str) else found)
 
     @property
@@ -119,6 +123,10 @@ class Lowered(nn.Module):
         )
 
 
+def _on_cpu(model: nn.Module) -> bool:
+    return all(t.device.type == "cpu" for t in (*model.parameters(), *model.buffers()))
+
+
 def layerwise(model: nn.Module) -> nn.Module:
     """The model of layers behind a lowered one; any other as it is."""
     return model.source if isinstance(model, Lowered) else model
@@ -134,20 +142,18 @@ def lower(model: nn.Module, example: Tensor) -> nn.Module:
     example = example[:2] if example.dim() == 4 else example
     if not any(isinstance(m, SparseQuantLayer) for m in model.modules()):
         return model
-    reason: str | None = None
-    if example.device.type != "cpu" or any(t.device.type != "cpu" for t in model.parameters()):
+    if example.device.type != "cpu" or not _on_cpu(model):
         reason = "programs run on CPUs"
     elif 0 in example.shape:
         reason = "its example is empty"
     else:
         traced = trace(model, example)
-        if isinstance(traced, str):
-            reason = traced
-        else:
-            lowered = Lowered(model, traced, example)
-            if lowered.assembled is not None:
-                return lowered
+        if isinstance(traced, Traced):
             found = assemble(traced, model)
-            reason = found if isinstance(found, str) else "its parameters are not float32"
+            if not isinstance(found, str):
+                return Lowered(model, traced, example, found)
+            reason = found
+        else:
+            reason = traced
     model.sparseq_unlowered = f"runs layer by layer: {reason}"  # type: ignore[assignment]
     return model

@@ -115,19 +115,22 @@ class _Tracer(fx.Tracer):
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
         if kind == "get_attr":  # a tensor among the arguments becomes one without a proxy
-            node.meta["known"] = operator.attrgetter(str(target))(self.root)
+            node.meta["known"] = self._value(node)
         return node
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
         proxy = super().create_proxy(*args, **kwargs)
-        self._running = True
-        try:
-            proxy.node.meta["known"] = self._value(proxy.node)
-        finally:
-            self._running = False
+        proxy.node.meta["known"] = self._value(proxy.node)
         return proxy
 
     def _value(self, node: fx.Node) -> Any:
+        self._running = True
+        try:
+            return self._run(node)
+        finally:
+            self._running = False
+
+    def _run(self, node: fx.Node) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["known"])
         if node.op == "placeholder":
             return self._example

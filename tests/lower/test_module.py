@@ -165,12 +165,21 @@ def test_training_mode_and_other_arguments_run_by_layers(fast, x):
     assert fast(x[:0]).shape == (0, 5)
 
 
-def test_half_parameters_run_by_layers(x):
+def test_a_model_in_half_precision_runs_by_layers(x):
     fast = lowered(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.PReLU(8)), x)
     y = fast(x)
     fast.half()
-    assert fast.assembled is None and fast(x.half()).dtype == torch.float16
+    assert fast(x.half()).dtype == torch.float16
+    assert torch.equal(fast(x.half()), layerwise(fast)(x.half()))
     assert torch.equal(fast.float()(x), y)
+
+
+def test_a_layer_with_a_dtype_of_its_own_stays_in_torch(x):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+    both = Layer(weight=Quant(axis=0), input=Quant(symmetric=False))
+    fast = lowered(net, x, Plan({"*": both, "2": Layer(dtype="bfloat16")}))
+    assert [row.program != "" for row in explain(fast).rows] == [True, False]
+    assert torch.equal(fast(x), layerwise(fast)(x))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
