@@ -119,9 +119,7 @@ class Dataset:
         )
 
 
-def load(
-    source: str, root: str | os.PathLike[str] = "data", *, image_size: int = 32
-) -> Dataset:
+def load(source: str, root: str | os.PathLike[str] = "data", *, image_size: int = 32) -> Dataset:
     """Load a data set by name, from a file or from a folder.
 
     Args:

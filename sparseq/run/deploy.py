@@ -10,6 +10,7 @@ from torch import nn
 import sparseq
 from sparseq import bench
 from sparseq.export.engine.runtime import RUNTIMES, installed
+from sparseq.nn import SparseQuantLayer
 from sparseq.run.data import Dataset
 from sparseq.run.results import Deployment
 
@@ -62,6 +63,12 @@ def _engine(model: nn.Module, data: Dataset, folder: Path) -> tuple[str | None, 
     path.unlink(missing_ok=True)  # of an earlier run, and of another variant perhaps
     if runtime is None:
         return None, "no TensorRT is installed (sparseq[tensorrt] or sparseq[tensorrt-rtx])"
+    specs = [m.input_spec for m in model.modules() if isinstance(m, SparseQuantLayer)]
+    if any(spec is not None and not spec.symmetric for spec in specs):
+        return None, (
+            "engines take inputs on symmetric grids only, and these are not: "
+            "quantise.symmetric=true in the recipe trains such ones"
+        )
     source = folder / "best.tensorrt.onnx"
     try:
         sparseq.export.onnx(model, data.example, source, target="tensorrt")

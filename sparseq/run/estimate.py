@@ -123,10 +123,11 @@ def estimate(workshop: Workshop, workers: int = 1) -> Plan:
 
 def duration(seconds: float) -> str:
     """A time as people say it: "40 s", "12 min", "3.5 h", "2.1 days"."""
-    for limit, unit, name in ((100, 1, "s"), (6000, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.1f} {name}" if unit == 3600 else f"{seconds / unit:.0f} {name}"
-    return f"{seconds / 86_400:.1f} days"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
 
 
 class _Rehearsal(Workshop):

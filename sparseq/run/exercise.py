@@ -63,7 +63,8 @@ def run(
     with ranks_of_this_run(recipe.device) as ranks:
         if ranks.count > 1 and workers > 1:
             raise ValueError("run: workers must be 1 under torchrun, which has its own processes")
-        out.mkdir(parents=True, exist_ok=True)  # told before data is loaded
+        if ranks.writes:
+            out.mkdir(parents=True, exist_ok=True)  # what is wrong with it is told at once
         folder = Folder(out)
         images = _load(recipe, ranks)
         with folder.claim(recipe, images, fresh=fresh) if ranks.writes else nullcontext():

@@ -41,14 +41,15 @@ class Stage:
         return Stage(self.seed, self.chain[:-1]) if self.chain else None
 
     @property
-    def title(self) -> str:
-        """What the reports call it."""
-        return self.chain or BASELINE
+    def what(self) -> str:
+        """What it does, in a word."""
+        words = {"D": "distil", "P": "prune", "S": "prune 2:4", "Q": "quantise"}
+        return words[self.chain[-1]] if self.chain else "train"
 
     @property
     def name(self) -> str:
         """Of its file, without the suffix."""
-        return f"{self.seed}-{self.title}"
+        return f"{self.seed}-{self.chain or BASELINE}"
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:

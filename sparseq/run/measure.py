@@ -19,7 +19,6 @@ from sparseq.run.data import Dataset
 from sparseq.run.folder import Stage
 from sparseq.run.results import Layer, Run, Variant
 from sparseq.run.stage import Workshop
-from sparseq.run.train import accuracy
 
 __all__ = ["choose_best", "deployed", "measure", "sensitivity"]
 
@@ -52,7 +51,7 @@ def measure(workshop: Workshop, folder: Path) -> list[Variant]:
         runs = []
         for seed in recipe.seeds:
             other = model if seed == first else deployed(workshop, chain, seed)
-            runs.append(_run(workshop, seed, chain, accuracy(other, data)))
+            runs.append(_run(workshop, seed, chain, bench.accuracy(other, data.test_batches())))
         mean = statistics.fmean(run.accuracy for run in runs)
         path = folder / f"{name}.safetensors"
         sparseq.save(model, path)
@@ -122,8 +121,9 @@ def _run(workshop: Workshop, seed: int, chain: str, percent: float) -> Run:
         stage = Stage(seed, chain[:end])
         state = workshop.read(stage)
         assert state is not None
-        losses[stage.title], accuracies[stage.title] = state["losses"], state["accuracies"]
         seconds += state["seconds"]
+        if end or not chain.startswith("D"):  # the baseline is not the student's past
+            losses[stage.what], accuracies[stage.what] = state["losses"], state["accuracies"]
     return Run(seed, percent, losses, accuracies, seconds)
 
 

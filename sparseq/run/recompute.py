@@ -47,7 +47,7 @@ def recompute_blocks(model: nn.Module) -> int:
         ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _keeping_statistics(block)
 
-        block.forward = functools.partial(  # type: ignore[method-assign]
+        block.forward = functools.partial(
             checkpoint, block.forward, use_reentrant=False, context_fn=contexts
         )
     return len(blocks)

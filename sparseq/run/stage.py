@@ -62,7 +62,7 @@ class Workshop:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stage.seed)
             model = models.build(recipe.model, data.channels, data.classes, student=student)
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
         for letter in stage.chain:
             _hang(model, letter, recipe)
         return model
