@@ -111,12 +111,13 @@ class Folder:
             return None
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(content, dict) or content["format"] != _FORMAT:
-                raise ValueError("it is of another format")
-        except Exception as error:  # torch.load raises nearly everything
+            sound = isinstance(content, dict) and content["format"] == _FORMAT
+        except Exception:  # torch.load raises nearly everything, with advice that serves nobody here
+            sound = False
+        if not sound:
             raise ValueError(
-                f"{path} cannot be read ({error}); delete it, and that stage is trained anew"
-            ) from error
+                f"{path} is damaged or of another version; delete it, and that stage is trained anew"
+            )
         return content
 
     def write(self, stage: Stage, content: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,6 +105,8 @@ def sensitivity(workshop: Workshop) -> dict[str, dict[str, float]]:
     table = sparseq.sensitivity(model, _some(data, recipe.sensitivity), candidates)
     found: dict[str, dict[str, float]] = {}
     for row in table.rows:
+        if row.sqnr == math.inf:
+            continue  # the layer cannot become that
         found.setdefault(row.name, {})[row.candidate] = row.added
     return found
 

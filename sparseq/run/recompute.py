@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -17,14 +18,16 @@ __all__ = ["recompute_blocks"]
 @contextmanager
 def _keeping_statistics(block: nn.Module) -> Iterator[None]:
     """Batch norms take nothing in: the first pass did."""
-    momenta = {norm: norm.momentum for norm in batch_norms(block)}
-    for norm in momenta:
-        norm.momentum = 0.0  # type: ignore[assignment]
+    norms: list[Any] = batch_norms(block)
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in momenta.items():
+        for norm, (momentum, count) in zip(norms, before, strict=True):
             norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 def recompute_blocks(model: nn.Module) -> int:

@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("way", killed_runs.WAYS)
 def test_a_killed_run_comes_to_the_same_result(runs, way):
     lives = json.loads((runs / "lives.json").read_text())[way]
-    assert lives > len(stages_of(WANTED))  # it was killed in every stage
+    assert lives > len(stages_of(WANTED))
     assert small_runs.differences(runs / "never", runs / way, WANTED) == []
     left = {path.name for path in (runs / way / "stages").iterdir()}
     assert left == {"run.json", *(f"{stage.name}.pt" for stage in stages_of(WANTED))}
@@ -93,15 +93,16 @@ def test_a_damaged_state_is_named(few, tmp_path, content):
     shop = small_runs.trained(tmp_path, few)
     path = tmp_path / "stages" / "0-baseline.pt"
     path.write_bytes(path.read_bytes()[:-100] if content is None else content)
-    with pytest.raises(ValueError, match=r"0-baseline\.pt cannot be read .*delete it"):
+    with pytest.raises(ValueError, match=r"0-baseline\.pt is damaged .*delete it"):
         shop.read(Stage(0, ""))
 
 
-def test_states_hold_no_pickled_objects(few, tmp_path):
-    class Foreign:
-        pass
+class Foreign:
+    pass
 
+
+def test_states_hold_no_pickled_objects(few, tmp_path):
     shop = small_runs.trained(tmp_path, few)
     torch.save({"format": 1, "done": Foreign}, tmp_path / "stages" / "0-baseline.pt")
-    with pytest.raises(ValueError, match=r"0-baseline\.pt cannot be read"):
+    with pytest.raises(ValueError, match=r"0-baseline\.pt is damaged"):
         shop.read(Stage(0, ""))
