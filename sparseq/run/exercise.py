@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -60,14 +60,16 @@ def run(
         OSError: data cannot be read, or the folder not be written.
     """
     begun = time.monotonic()
-    with ranks_of_this_run(recipe.device) as ranks:
-        if ranks.count > 1 and workers > 1:
-            raise ValueError("run: workers must be 1 under torchrun, which has its own processes")
-        if ranks.writes:
-            out.mkdir(parents=True, exist_ok=True)  # what is wrong with it is told at once
-        folder = Folder(out)
-        images = _load(recipe, ranks)
-        with folder.claim(recipe, images, fresh=fresh) if ranks.writes else nullcontext():
+    with ExitStack() as held:
+        with ranks_of_this_run(recipe.device) as ranks:
+            if ranks.count > 1 and workers > 1:
+                raise ValueError("run: workers must be 1 under torchrun, which has its own")
+            folder = Folder(out)
+            if ranks.writes:
+                out.mkdir(parents=True, exist_ok=True)  # what is wrong with it is told at once
+            images = _load(recipe, ranks)
+            if ranks.writes:
+                held.enter_context(folder.claim(recipe, images, fresh=fresh))
             ranks.shared(None)  # the folder is there, and its run is of this recipe
             workshop = Workshop(recipe, images, folder, ranks)
             stages = stages_of(recipe)
@@ -75,11 +77,12 @@ def run(
             steps = sum(workshop.steps(stage) for stage in stages)
             with Bars(steps, console if ranks.writes else None) as bars:
                 train_stages(workshop, bars, workers)
-            if not ranks.writes:
-                return None
-            alone = Workshop(recipe, images, folder)
-            with console.status("measuring") if console is not None else nullcontext():
-                return _finish(alone, out, lambda: earlier + time.monotonic() - begun)
+        if not ranks.writes:
+            return None
+        # the others are gone: from here on nothing may ask them
+        alone = Workshop(recipe, images, folder)
+        with console.status("measuring") if console is not None else nullcontext():
+            return _finish(alone, out, lambda: earlier + time.monotonic() - begun)
 
 
 def plan(recipe: Recipe, out: Path, *, workers: int = 1) -> Plan:

@@ -15,7 +15,8 @@ RECIPE = {"variants": ["Q+P", "D"], "engine": False}
 def main():
     models.build = small_runs.tiny
     torch.set_num_threads(1)
-    exercise.data.load = lambda *arguments, **options: small_runs.digits()
+    few = small_runs.digits()
+    exercise.data.load = lambda *arguments, **options: few
     finish = exercise._finish
 
     def note(workshop, out, seconds):
