@@ -112,11 +112,14 @@ class Folder:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             sound = isinstance(content, dict) and content["format"] == _FORMAT
-        except Exception:  # torch.load raises nearly everything, with advice that serves nobody here
+        except (
+            Exception
+        ):  # torch.load raises nearly everything, with advice that serves nobody here
             sound = False
         if not sound:
             raise ValueError(
-                f"{path} is damaged or of another version; delete it, and that stage is trained anew"
+                f"{path} is damaged or of another version; "
+                "delete it, and that stage is trained anew"
             )
         return content
 

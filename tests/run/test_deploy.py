@@ -25,4 +25,3 @@ def test_the_baseline_is_deployed_where_all_lose_too_much():
     first, *others = example().variants
     worse = [dataclasses.replace(variant, drop=50.0) for variant in others]
     assert choose_best([first, *worse], 2.0) is first
-

@@ -82,7 +82,10 @@ def test_a_batch_is_split_evenly(alone):
 
 def test_parts_of_batches_are_all_of_them(alone):
     whole, halves = (
-        [list(alone.data.train_batches(32, torch.Generator().manual_seed(1), r, n)) for r in range(n)]
+        [
+            list(alone.data.train_batches(32, torch.Generator().manual_seed(1), r, n))
+            for r in range(n)
+        ]
         for n in (1, 2)
     )
     for (images, labels), one, two in zip(whole[0], *halves, strict=True):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,7 +83,7 @@ def test_stages_come_after_what_they_need_and_once(recipe):
 @pytest.mark.parametrize("name", recipe_file.READY)
 def test_ready_recipes(name):
     recipe = recipe_file.load(name)
-    assert recipe.name == name and list(recipe.chains)[0] == "baseline"
+    assert recipe.name == name and next(iter(recipe.chains)) == "baseline"
     assert {"Q", "P", "D", "Q+P", "Q+D", "P+D", "Q+P+D"} <= set(recipe.chains)
     assert recipe.chains["Q+P+D"] == "DPQ" and recipe.prune.sparsity == 0.8
 
@@ -175,3 +177,11 @@ def test_overrides_are_checked(change, message):
 def test_nothing_changes_later():
     with pytest.raises(ValueError, match="frozen"):
         Recipe().model = "resnet18"
+
+
+def test_the_readme_s_recipe_is_one(tmp_path):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    recipe = recipe_file.load(path)
+    assert recipe.chains["Q+P"] == "PQ" and recipe.chains["QP"] == "QP"

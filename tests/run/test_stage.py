@@ -85,9 +85,7 @@ def test_orders_are_different_networks(shop):
 
 def test_ranges_follow_again_after_quantisation_is_done(shop):
     """In QP the pruned network gets ranges of its own, and they are held at the end."""
-    first, later = (
-        input_quantizers(shop.trained(Stage(0, c))) for c in ("Q", "QP")
-    )
+    first, later = (input_quantizers(shop.trained(Stage(0, c))) for c in ("Q", "QP"))
     assert all(q.frozen for q in [*first.values(), *later.values()])
     assert any(not torch.equal(first[name].scale, later[name].scale) for name in first)
 
