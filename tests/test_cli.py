@@ -98,9 +98,10 @@ def demo(tmp_path_factory):
 def test_demo_writes_everything_and_leaves_nothing_else(demo):
     folder, _ = demo
     assert {path.name for path in folder.iterdir()} == {
+        "report.html",
         "report.md",
         "results.json",
-        "tradeoff.png",
+        "charts",
         "best.onnx",
         "models",
     }
@@ -117,7 +118,7 @@ def test_demo_shows_all_rows(demo):
     for row in results["variants"]:
         assert f"| {row['name']} | {row['accuracy']:.2f} |" in (folder / "report.md").read_text()
         assert row["sparsity"] >= 79 if "P" in row["name"] else row["sparsity"] < 20
-    assert results["settings"]["epochs"] == 1 and results["environment"]["threads"] == "2"
+    assert results["recipe"]["epochs"] == 1 and results["environment"]["threads"] == "2"
 
 
 def test_demo_s_best_model_is_verified_and_runs(demo):

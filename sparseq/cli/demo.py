@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from sparseq.cli.app import app, user_errors
+
+if TYPE_CHECKING:
+    from sparseq.run.exercise import Row
+    from sparseq.run.results import Variant
 
 
 class Model(str, Enum):
@@ -42,6 +47,7 @@ def _demo(source: str, model: str, epochs: int | None, seed: int, out: Path) -> 
     from sparseq import bench
     from sparseq.run import data, deploy, exercise, report
     from sparseq.run.progress import Bars
+    from sparseq.run.results import Deployment, Results
 
     start = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told before training
@@ -59,15 +65,16 @@ def _demo(source: str, model: str, epochs: int | None, seed: int, out: Path) -> 
         chosen = exercise.choose_best(rows)
         best = next(variant for variant in variants if variant.name == chosen.name)
         deployment = deploy.deploy(best, images, out / "best.onnx")
-    results = report.Results(
+    seconds = time.monotonic() - start
+    results = Results(
+        recipe=asdict(settings),
         data=f"{images.name} ({len(images.x_train):,} + {len(images.x_test):,} images)",
-        settings=settings,
-        rows=rows,
-        losses=course.losses,
-        best=deployment,
+        variants=tuple(_variant(row, seed, course.losses, seconds) for row in rows),
+        best=Deployment(**asdict(deployment), engine=None, engine_note=""),
         limit=exercise.LIMIT,
+        sensitivity={},
         environment=bench.environment(),
-        seconds=time.monotonic() - start,
+        seconds=seconds,
     )
     paths = report.write(results, out)
     console.print(report.table(results))
@@ -76,3 +83,25 @@ def _demo(source: str, model: str, epochs: int | None, seed: int, out: Path) -> 
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     if not deployment.passed:
         raise typer.Exit(1)
+
+
+def _variant(row: Row, seed: int, losses: dict[str, list[float]], seconds: float) -> Variant:
+    """A measured row of one seed as a report takes it."""
+    from sparseq.run import exercise
+    from sparseq.run.results import Run, Variant
+
+    own = {
+        stage: values
+        for variant, _, stage, values in (
+            (*title.partition(": "), values) for title, values in losses.items()
+        )
+        if variant == row.name
+    }
+    return Variant(
+        **asdict(row),
+        chain=exercise.VARIANTS[row.name],
+        runs=(Run(seed, row.accuracy, own, {}, seconds),),
+        spread=0.0,
+        macs=None,
+        layers=(),
+    )

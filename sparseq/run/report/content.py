@@ -26,8 +26,9 @@ METHOD = (
     "Accuracy is that of the converted model on the test set, drop its points below the baseline. "
     "ms/image is the median time of batches of one image at the number of threads in the table, "
     "p95 and p99 are times that 95 and 99 of 100 calls stay below; all variants take turns, batch "
-    "norms are folded in every one of them, the baseline too. MB is the saved file. Zeros that "
-    "pruning scatters make a file smaller; only those of 2:4 are skipped by a kernel."
+    "norms are folded in every one of them, the baseline too. MB is the saved file. MACs count "
+    "the zeros too. Zeros that pruning scatters make a file smaller; only those of 2:4 are skipped "
+    "by a kernel."
 )
 
 

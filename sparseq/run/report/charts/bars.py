@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparseq.run.report.charts.style import (
-    CYCLE, GRID, INK, MARKS, SOFT, finish, new, shortened,
+    CYCLE,
+    GRID,
+    INK,
+    MARKS,
+    SOFT,
+    finish,
+    new,
+    shortened,
 )  # fmt: skip
 from sparseq.run.report.charts.tradeoff import colour_of
 from sparseq.run.report.design import Design

@@ -33,7 +33,9 @@ def lines(variants: Sequence[Variant], what: Literal["train_losses", "accuracies
     for variant in variants:
         stages = dict.fromkeys(stage for run in variant.runs for stage in getattr(run, what))
         for stage in stages:
-            series = [getattr(run, what)[stage] for run in variant.runs if stage in getattr(run, what)]
+            series = [
+                getattr(run, what)[stage] for run in variant.runs if stage in getattr(run, what)
+            ]
             epochs = min(map(len, series))
             values = np.array([each[:epochs] for each in series], dtype=float)
             if epochs:
