@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sparseq.run.report.charts.label import label_points
-from sparseq.run.report.charts.style import CYCLE, INK, LIMIT, PAPER, SOFT, finish, new, settle
+from sparseq.run.report.charts.style import CYCLE, INK, LIMIT, PAPER, SOFT, finish, new, settle, shortened
 from sparseq.run.report.pareto import front
 from sparseq.run.results import Variant
 
@@ -75,7 +75,7 @@ def trade_off(
         )  # fmt: skip
         _legend(figure, variants)
         settle(figure)  # labels are measured
-        names = [f"{v.name} (best)" if v.name == best else v.name for v in variants]
+        names = [shortened(v.name, 18) + " (best)" * (v.name == best) for v in variants]
         marked = {i for i, variant in enumerate(variants) if i == 0 or variant.name == best}
         lines = list(pairwise(corners))
         lines.append(((axes.get_xlim()[0], floor), (right, floor)))
