@@ -41,7 +41,7 @@ ENTRY = "__init__"  # sparseq itself: it names what is public
 LATE = {"export", "bench"}  # may ask sparseq itself, for its version, inside a function
 
 ALWAYS = {"torch", "numpy", *sys.stdlib_module_names}  # may be imported at the top of any module
-AT_THE_TOP = {"cli": {"typer", "rich"}, "run": {"typer", "rich"}}
+AT_THE_TOP = {"cli": {"typer", "rich"}, "run": {"typer", "rich", "pydantic", "yaml"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

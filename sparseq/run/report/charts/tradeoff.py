@@ -7,7 +7,17 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sparseq.run.report.charts.label import label_points
-from sparseq.run.report.charts.style import CYCLE, INK, LIMIT, PAPER, SOFT, finish, new, settle, shortened
+from sparseq.run.report.charts.style import (
+    CYCLE,
+    INK,
+    LIMIT,
+    PAPER,
+    SOFT,
+    finish,
+    new,
+    settle,
+    shortened,
+)
 from sparseq.run.report.pareto import front
 from sparseq.run.results import Variant
 
