@@ -16,9 +16,8 @@ MEASURED = {
     "P+D": (90.71, 3.02, 1.21), "Q+P+D": (90.33, 1.10, 0.52), "S": (93.1, 11.8, 25.3),
     "Q+S": (92.93, 2.21, 7.04),
 }  # fmt: skip
-STAGES = {
-    "": ("train", 8), "D": ("distil", 8), "P": ("prune", 6), "S": ("prune 2:4", 4),
-    "Q": ("quantise", 3),
+EPOCHS = {
+    "": 8, "D": 8, "P": 6, "S": 4, "Q": 3,
 }  # fmt: skip
 LIMIT = 2.0
 
@@ -47,10 +46,10 @@ def layers_of(chain, generator):
 def history(chain, seed):
     """What a chain of stages leaves; chains with the same beginning share it."""
     losses, accuracies = {}, {}
-    for end, letter in enumerate(chain, 1) if "D" in chain else enumerate(["", *chain]):
+    for end, letter in enumerate(["", *chain]):
         generator = random.Random(f"{seed}{chain[:end]}")
         accuracy = next(MEASURED[name][0] for name, of in CHAINS.items() if of == chain[:end])
-        stage, epochs = STAGES[letter]
+        stage, epochs = chain[:end] or "baseline", EPOCHS[letter]
         fresh = letter in ("", "D")
         start, end = (2.1, 0.12) if fresh else (0.35, 0.1)
         low = 35.0 if fresh else accuracy - 4

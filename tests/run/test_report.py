@@ -282,15 +282,17 @@ def test_equal_results_can_be_drawn():
 def test_shared_stages_are_one_line():
     results = example()
     found = curves.lines(results.variants, "train_losses")
-    # train: everything without D starts from it; distil: everything with D; prune: alone and D.
+    # everything starts from the baseline; pruning alone and after D; quantisation after five chains
     counts = {}
     for stage, _, _ in found:
         counts[stage] = counts.get(stage, 0) + 1
-    assert counts == {"train": 1, "distil": 1, "prune": 2, "prune 2:4": 1, "quantise": 5}
+    assert counts == {
+        "baseline": 1, "quantisation": 5, "pruning": 2, "distillation": 1, "2:4 sparsity": 1,
+    }  # fmt: skip
     stage, name, values = found[0]
-    assert (stage, name) == ("train", "baseline") and values.shape == (3, 8)
+    assert (stage, name) == ("baseline", "baseline") and values.shape == (3, 8)
     runs = results.variants[0].runs
-    np.testing.assert_array_equal(values, [run.train_losses["train"] for run in runs])
+    np.testing.assert_array_equal(values, [run.train_losses["baseline"] for run in runs])
 
 
 def test_colours_and_ids_of_a_page_s_chart():
