@@ -32,6 +32,9 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="torch's, of all workers")] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes that train")] = 1,
     fresh: Annotated[bool, typer.Option(help="forget what an earlier run left in --out")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="also write logs for TensorBoard")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="only show the plan, with time and memory")
     ] = False,
@@ -67,6 +70,8 @@ def run(
         if results is None or console is None:
             return
         paths = report.write(results, out)
+        if tensorboard:
+            paths.append(report.tensorboard(results, out / "tensorboard"))
     best = results.best
     console.print(report.table(results))
     console.print(f"Deploy {best.name}. {best.verified}", highlight=False, soft_wrap=True)

@@ -64,9 +64,7 @@ def designs(variants: Sequence[Variant], noise: Noise) -> list[Design]:
     return [design for design in found if design is not None]
 
 
-def _largest(
-    variants: Sequence[Variant], letters: str, needed: str, noise: Noise
-) -> Design | None:
+def _largest(variants: Sequence[Variant], letters: str, needed: str, noise: Noise) -> Design | None:
     known = by_set(variants)
     for count in range(len(letters), 0, -1):
         for factors in map("".join, combinations(letters, count)):

@@ -73,7 +73,11 @@ def find(results: Results) -> Findings:
         designs=found,
         verdict=tuple(_verdict(results, best, ranked, noise)),
         reasons=tuple(_reasons(results, best, noise)),
-        effects=tuple(sentence for design in found for sentence in _effects(design)),
+        effects=tuple(
+            sentence
+            for number, design in enumerate(found)
+            for sentence in _effects(design, "S" if number else "")
+        ),
         two_four=tuple(_two_four(results.variants, noise)),
         beaten=tuple(_beaten(results.variants, dominated)),
         caution=tuple(_caution(results, best, noise)),
@@ -98,16 +102,21 @@ def _dominated(variants: Sequence[Variant]) -> dict[str, tuple[str, ...]]:
 def _verdict(
     results: Results, best: Variant, others: Sequence[Variant], noise: Noise
 ) -> Iterator[str]:
-    baseline, limit = results.variants[0], f"{results.limit:g}"
-    count = len(within_limit(results))
-    whole = len(results.variants)
-    yield (
-        f"Deploy {best.name}: the fastest of the {count} of {whole} variants that lose less than "
-        f"{limit} points of accuracy."
-        if within_limit(results)[:1] == [best]
-        else f"Deploy {best.name}, as the recipe chose; the fastest variant that loses less than "
-        f"{limit} points is {within_limit(results)[0].name if count else 'none of them'}."
-    )
+    baseline, limit = results.variants[0], results.limit
+    allowed = within_limit(results)
+    if allowed[:1] == [best]:
+        yield (
+            f"Deploy {best.name}: the fastest of the {len(allowed)} of {len(results.variants)} "
+            f"variants that lose less than {limit:g} points of accuracy."
+        )
+    else:
+        rule = f"the fastest variant that loses less than {limit:g} points of accuracy"
+        yield (
+            f"Deploy {best.name}, as the run chose; {rule} is {allowed[0].name}."
+            if allowed
+            else f"Deploy {best.name}, as the run chose; no variant loses less than {limit:g} "
+            "points of accuracy."
+        )
     if best is baseline:
         yield "No variant is faster within the limit: the baseline stays."
     else:
@@ -116,6 +125,10 @@ def _verdict(
             f"Against the baseline it is {faster(best.ms_per_image / baseline.ms_per_image)}, "
             f"{smaller(best.size_mb / baseline.size_mb)}, and {change}."
         )
+    for variant in results.variants:
+        if variant.drop >= limit and variant.ms_per_image < best.ms_per_image:
+            time = faster(variant.ms_per_image / best.ms_per_image)
+            yield f"{variant.name}, {time}, is left out: it loses {variant.drop:.2f} points."
     if others:
         second = others[0]
         time = faster(second.ms_per_image / best.ms_per_image)
@@ -139,42 +152,45 @@ def _reasons(results: Results, best: Variant, noise: Noise) -> Iterator[str]:
         )
 
 
-def _effects(design: Design) -> Iterator[str]:
-    main = zip(design.factors, design.accuracy, design.grades, strict=False)
-    for letter, effect, grade in main:
-        time = faster(design.ratio(design.latency, letter))
-        size = smaller(design.ratio(design.size, letter))
-        yield (
-            f"{TECHNIQUES[letter].capitalize()} ({letter}), on average over "
-            f"{2 ** (len(design.factors) - 1)} pairs of variants: {time}, {size}; "
-            f"{points(effect.value, grade)}."
-        )
-    joint = list(zip(design.accuracy, design.grades, design.latency, design.size, strict=True))
-    clear = False
-    for accuracy, grade, latency, size in joint[len(design.factors) :]:
-        clear = clear or grade != "noise"
+def _effects(design: Design, about: str = "") -> Iterator[str]:
+    """Sentences on the effects, or on those alone that have the letter ``about``."""
+    pairs = 2 ** (len(design.factors) - 1)
+    over = f", on average over {pairs} pairs of variants" if pairs > 1 else ""
+    for letter, main, grade in zip(design.factors, design.accuracy, design.grades, strict=False):
+        if about in letter:
+            yield (
+                f"{TECHNIQUES[letter].capitalize()} ({letter}){over}: "
+                f"{faster(design.ratio(design.latency, letter))}, "
+                f"{smaller(design.ratio(design.size, letter))}; {points(main.value, grade)}."
+            )
+    mains = {effect.factors: effect.value for effect in design.accuracy}
+    joint = [
+        each
+        for each in zip(design.accuracy, design.grades, design.latency, design.size, strict=True)
+        if len(each[0].factors) > 1 and about in each[0].factors
+    ]
+    for accuracy, grade, latency, size in joint:
         if len(accuracy.factors) > 2:
             continue
-        one, two = accuracy.factors
-        for effects, effect, said in (
+        one, two = tuple(accuracy.factors)
+        for effects, joined, say in (
             (design.latency, latency, faster),
             (design.size, size, smaller),
         ):
-            if abs(effect.value) >= math.log1p(SAME):
+            if abs(joined.value) >= math.log1p(SAME):
                 yield (
                     f"{accuracy.name}: with {two}, {one} makes a network "
-                    f"{said(design.ratio(effects, one, two, 1))}; without, "
-                    f"{said(design.ratio(effects, one, two, -1))}."
+                    f"{say(design.ratio(effects, one, two, 1))}; without, "
+                    f"{say(design.ratio(effects, one, two, -1))}."
                 )
         if grade != "noise":
-            mains = {e.factors: e.value for e in design.accuracy}
-            doubt = "; this may still be chance" if grade == "unsure" else ""
+            doubt = "; the difference may still be chance" if grade == "unsure" else ""
             yield (
                 f"{accuracy.name}: with {two}, {one} changes the accuracy by "
                 f"{mains[one] + accuracy.value:+.2f} points; without, by "
                 f"{mains[one] - accuracy.value:+.2f}{doubt}."
             )
-    if len(design.factors) > 1 and not clear:
+    if joint and all(grade == "noise" for _, grade, _, _ in joint):
         yield (
             f"No interaction of {listed(design.factors)} on accuracy is more than noise: as far as "
             "these runs can tell, what the techniques cost adds up."
@@ -199,12 +215,7 @@ def _two_four(variants: Sequence[Variant], noise: Noise) -> Iterator[str]:
 
 def _beaten(variants: Sequence[Variant], dominated: dict[str, tuple[str, ...]]) -> Iterator[str]:
     kept = [variant.name for variant in variants if variant.name not in dominated]
-    yield (
-        f"No other variant is at least as accurate, as fast and as small as {listed(kept)}."
-        if len(kept) == 1
-        else f"Each of {listed(kept)} is the best trade of accuracy, time and size for somebody: "
-        "no other is at least as good in all three."
-    )
+    yield f"No other variant is at least as accurate, as fast and as small: {listed(kept)}."
     for name, others in dominated.items():
         yield f"{name} is dominated by {listed(others)}, as measured."
 

@@ -46,9 +46,7 @@ class Noise:
         if self.images is None:
             return None
         shares = [accuracy / 100 for accuracy in accuracies]
-        return max(
-            100 / self.images, *(100 * math.sqrt(p * (1 - p) / self.images) for p in shares)
-        )
+        return max(100 / self.images, *(100 * math.sqrt(p * (1 - p) / self.images) for p in shares))
 
     def grade(self, difference: float, *accuracies: float, margin: float | None) -> Grade:
         """Say how sure a difference of accuracies is.
@@ -73,9 +71,7 @@ class Noise:
     def compare(self, one: Variant, two: Variant) -> Grade:
         """Say how sure the difference of two variants' accuracies is."""
         margin = difference_margin(_accuracies(one), _accuracies(two), self.scale, self.degrees)
-        return self.grade(
-            one.accuracy - two.accuracy, one.accuracy, two.accuracy, margin=margin
-        )
+        return self.grade(one.accuracy - two.accuracy, one.accuracy, two.accuracy, margin=margin)
 
 
 def _accuracies(variant: Variant) -> list[float]:

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparseq.run.report.charts.style import (
-    CYCLE, GRID, INK, MARKS, SOFT, finish, new, shortened,
+    CYCLE,
+    GRID,
+    INK,
+    MARKS,
+    SOFT,
+    finish,
+    new,
+    shortened,
 )  # fmt: skip
 from sparseq.run.report.charts.tradeoff import colour_of
 from sparseq.run.report.design import Design
@@ -103,9 +110,7 @@ def sensitivity(found: Mapping[str, Mapping[str, float]]) -> Figure:
     layers = sorted(found, key=lambda layer: -max(found[layer].values(), default=0.0))
     with new(1.3 + 0.2 * len(layers)) as (figure, grid):
         axes = grid[0, 0]
-        finish(axes, title="Sensitivity", across="loss added by this layer alone", grid="x")
-        axes.hlines(range(len(layers)), 0, 1, transform=axes.get_yaxis_transform(),
-                    color=GRID, linewidth=0.6, zorder=0)  # fmt: skip
+        finish(axes, title="Sensitivity", across="loss added by this layer alone")
         for number, kind in enumerate(kinds):
             places = [i for i, layer in enumerate(layers) if kind in found[layer]]
             axes.plot(
@@ -114,6 +119,7 @@ def sensitivity(found: Mapping[str, Mapping[str, float]]) -> Figure:
                 label=shortened(kind), zorder=3,
             )  # fmt: skip
         axes.axvline(0, color=SOFT, linewidth=1, zorder=1)
+        axes.locator_params(axis="x", nbins=5)  # as many whatever the width: the layout settles
         axes.set_yticks(range(len(layers)), [shortened(layer) for layer in layers], fontsize=8)
         axes.set_ylim(len(layers) - 0.4, -0.6)
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8,

@@ -1,4 +1,4 @@
-"""Training curves: loss and accuracy by epoch, a panel for every stage."""
+"""Training curves: loss and accuracy by epoch, a panel for every technique."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sparseq.run.report.charts.style import CYCLE, INK, finish, new, shortened
+from sparseq.run.report.words import TECHNIQUES
 from sparseq.run.results import Variant
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Line", "curves", "lines"]
 
 Line = tuple[str, str, "np.ndarray[Any, np.dtype[np.float64]]"]
-"""A stage, the first variant that trained it so, and values (seeds, epochs)."""
+"""A panel, the first variant that trained it so, and values (seeds, epochs)."""
 
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)))
 
@@ -33,11 +34,14 @@ def lines(variants: Sequence[Variant], what: Literal["train_losses", "accuracies
     for variant in variants:
         stages = dict.fromkeys(stage for run in variant.runs for stage in getattr(run, what))
         for stage in stages:
-            series = [getattr(run, what)[stage] for run in variant.runs if stage in getattr(run, what)]
+            series = [
+                getattr(run, what)[stage] for run in variant.runs if stage in getattr(run, what)
+            ]
             epochs = min(map(len, series))
             values = np.array([each[:epochs] for each in series], dtype=float)
             if epochs:
-                out.setdefault((stage, values.tobytes()), (stage, variant.name, values))
+                panel = _panel(stage)
+                out.setdefault((panel, values.tobytes()), (panel, variant.name, values))
     return list(out.values())
 
 
@@ -66,7 +70,7 @@ def curves(
     rows = math.ceil(len(stages) / columns)
     with new(1.1 + 1.9 * rows, rows, columns) as (figure, grid):
         figure.suptitle(
-            "Training loss by stage" if losses else "Test accuracy while training, by stage",
+            "Training loss" if losses else "Test accuracy while training",
             x=0.01, ha="left", color=INK, fontsize=10, fontweight="bold",
         )  # fmt: skip
         for stage, axes in zip(stages, grid.flat, strict=False):
@@ -87,12 +91,17 @@ def curves(
         return figure
 
 
+def _panel(stage: str) -> str:
+    """Return the technique that a stage trains: its name is its chain so far, as "DP"."""
+    return TECHNIQUES[stage[-1]] if stage and set(stage) <= set(TECHNIQUES) else stage
+
+
 def _in_order(variants: Sequence[Variant], what: str) -> list[str]:
     """Return the stages, those first that come first in every chain."""
     latest: dict[str, int] = {}
     for run in (run for variant in variants for run in variant.runs):
         for place, stage in enumerate(getattr(run, what)):
-            latest[stage] = max(latest.get(stage, 0), place)
+            latest[_panel(stage)] = max(latest.get(_panel(stage), 0), place)
     return sorted(latest, key=latest.__getitem__)
 
 

@@ -80,7 +80,9 @@ def draw_all(results: Results, findings: Findings) -> Iterator[Chart]:
         )  # fmt: skip
     yield from _trainings(results)
     if any(results.sensitivity.values()):
-        worst = max(results.sensitivity, key=lambda n: max(results.sensitivity[n].values(), default=0.0))
+        worst = max(
+            results.sensitivity, key=lambda n: max(results.sensitivity[n].values(), default=0.0)
+        )
         yield Chart(
             "sensitivity", "sensitivity",
             f"What each of {len(results.sensitivity)} layers loses by itself; most: {worst}.",
@@ -100,7 +102,7 @@ def _trade_offs(results: Results) -> Iterator[Chart]:
     macs = [variant.macs for variant in variants]
     if all(macs):
         millions = [(count or 0) / 1e6 for count in macs]
-        measures.append(("macs", "Accuracy against MACs", "million MACs per image, zeros included", millions))
+        measures.append(("macs", "Accuracy against MACs", "million MACs per image", millions))
     several = any(variant.spread for variant in variants)
     for name, title, unit, costs in measures:
         at = dict(zip((variant.name for variant in variants), costs, strict=True))

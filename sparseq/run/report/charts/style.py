@@ -13,21 +13,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["CYCLE", "GRID", "INK", "LIMIT", "MARKS", "SOFT", "WIDTH", "finish", "inline_svg",
-           "new", "save_png", "shortened"]  # fmt: skip
+           "new", "save_png",
+    "settle", "shortened"]  # fmt: skip
 
-WIDTH = 4.7
-"""Inches: 338 points, so that the text keeps its size on a phone that is 360 pixels wide."""
+WIDTH = 4.3
+"""Inches: 310 points, so that the text keeps its size on a phone that is 360 pixels wide."""
 
-# Colours that the page exchanges for its own, dark or light; used for nothing else.
+# The page exchanges these colours, and those of the cycle, for its own, dark or light: they are
+# used for nothing else.
 INK, SOFT, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#fefefe"
 LIMIT = "#b42318"
-_VARIABLES = {INK: "--ink", SOFT: "--soft", GRID: "--grid", PAPER: "--paper", LIMIT: "--alarm"}
 
 # Okabe and Ito's palette, which readers of all kinds of colour vision tell apart; its yellow, too
 # pale for lines on white, is left out. https://jfly.uni-koeln.de/color/
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_VARIABLES = {INK: "--ink", SOFT: "--soft", GRID: "--grid", PAPER: "--paper", LIMIT: "--alarm"}
+_VARIABLES |= {colour.lower(): f"--c{number}" for number, colour in enumerate(CYCLE)}
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-_FONTS = {
+_FONTS: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "svg.fonttype": "none",  # text stays text: it can be selected, and the page colours it
@@ -61,9 +64,19 @@ def new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> Itera
         figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor=PAPER)
         FigureCanvasAgg(figure)
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)
+        settle(figure)
 
 
-def finish(axes: Any, *, title: str = "", across: str = "", up: str = "", grid: str = "both") -> None:
+def settle(figure: Figure) -> None:
+    """Fix the layout, so that places can be measured and no file works it out again."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+
+
+def finish(
+    axes: Any, *, title: str = "", across: str = "", up: str = "", grid: str = "both"
+) -> None:
     """Give axes their labels, and the quiet look."""
     axes.set_title(title, loc="left", color=INK, fontweight="bold")
     axes.set_xlabel(across, color=SOFT)
@@ -84,7 +97,7 @@ def shortened(name: str, most: int = 22) -> str:
 
 
 def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as a PNG of 940 pixels' width."""
+    """Write a figure as a PNG of 860 pixels' width."""
     figure.savefig(path, format="png", dpi=200)
 
 

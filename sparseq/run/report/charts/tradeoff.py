@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sparseq.run.report.charts.label import label_points
-from sparseq.run.report.charts.style import CYCLE, INK, LIMIT, PAPER, SOFT, finish, new
+from sparseq.run.report.charts.style import (
+    CYCLE,
+    INK,
+    LIMIT,
+    PAPER,
+    SOFT,
+    finish,
+    new,
+    settle,
+    shortened,
+)
 from sparseq.run.report.pareto import front
 from sparseq.run.results import Variant
 
@@ -52,7 +63,7 @@ def trade_off(
         finish(
             axes,
             title=title,
-            across=f"{unit} (less is better{', log scale' if logarithmic else ''})",
+            across=f"{unit} (less is better{', log' if logarithmic else ''})",
             up="test accuracy, %",
         )
         _limits(axes, variants, costs, variants[0].accuracy - limit, logarithmic)
@@ -73,11 +84,10 @@ def trade_off(
             ha="right", fontsize=8, color=LIMIT,
         )  # fmt: skip
         _legend(figure, variants)
-        figure.draw_without_rendering()  # fixes the layout, so that labels can be measured
-        figure.set_layout_engine("none")
-        names = [f"{v.name} (best)" if v.name == best else v.name for v in variants]
+        settle(figure)  # labels are measured
+        names = [shortened(v.name, 18) + " (best)" * (v.name == best) for v in variants]
         marked = {i for i, variant in enumerate(variants) if i == 0 or variant.name == best}
-        lines = list(zip(corners[:-1], corners[1:], strict=True))
+        lines = list(pairwise(corners))
         lines.append(((axes.get_xlim()[0], floor), (right, floor)))
         lines += [
             ((c, v.accuracy - v.spread), (c, v.accuracy + v.spread))
@@ -120,9 +130,7 @@ def _mark(axes: Any, variant: Variant, across: float, best: bool) -> None:
         across, variant.accuracy, marker=_style(variant.chain)["marker"], color=PAPER,
         markersize=7, zorder=4, linestyle="",
     )  # fmt: skip
-    axes.plot(
-        across, variant.accuracy, color=colour_of(variant), zorder=5, **_style(variant.chain)
-    )
+    axes.plot(across, variant.accuracy, color=colour_of(variant), zorder=5, **_style(variant.chain))
 
 
 def _limits(

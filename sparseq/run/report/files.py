@@ -83,7 +83,9 @@ def read(path: str | os.PathLike[str]) -> Results:
         return Results.from_dict(found)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         said = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{os.fspath(path)}: must be a results.json of an exercise: {said}") from error
+        raise ValueError(
+            f"{os.fspath(path)}: must be a results.json of an exercise: {said}"
+        ) from error
 
 
 def _rendered(template: str, filled: dict[str, Any]) -> str:
