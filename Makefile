@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: demo test build lint format docs bench cuda-check gpu-check sanitize sanitize-native sanitize-ops clean
 
 demo: $(VENV)/.installed
-	$(RUN)/python -m sparseq demo --out out $(ARGS)
+	$(RUN)/python -m sparseq run digits --out out $(ARGS)
 
 # a file's tests share a process, see tests/conftest.py; ARGS="-n 0 ..." runs all of them in this one
 test: $(VENV)/.installed

@@ -36,14 +36,14 @@ BELOW["export"] = BELOW["flow"] | {"flow"}
 BELOW["migrate"] = BELOW["flow"] | {"flow"}
 BELOW["bench"] = BELOW["flow"] | {"flow", "export", "table"}
 BELOW["analysis"] = BELOW["flow"] | {"flow", "bench", "table"}
-BELOW["run"] = BELOW["flow"] | {"flow", "bench", "analysis", "export", "distill", ""}
+BELOW["run"] = BELOW["flow"] | {"flow", "bench", "analysis", "export", "distill", "table", ""}
 BELOW["cli"] = BELOW["run"] | {"run"}
 BELOW["__main__"] = {"cli"}
 ENTRY = "__init__"  # sparseq itself: it names what is public
 LATE = {"export", "bench"}  # may ask sparseq itself, for its version, inside a function
 
 ALWAYS = {"torch", "numpy", *sys.stdlib_module_names}  # may be imported at the top of any module
-AT_THE_TOP = {"cli": {"typer", "rich"}, "run": {"typer", "rich"}}
+AT_THE_TOP = {"cli": {"typer", "rich"}, "run": {"typer", "rich", "pydantic", "yaml"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
