@@ -5,10 +5,10 @@ RUN := $(VENV)/bin
 CSRC := $(shell find csrc -type f)
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test build lint format bench cuda-check gpu-check sanitize sanitize-native sanitize-ops clean
+.PHONY: demo test build lint format docs bench cuda-check gpu-check sanitize sanitize-native sanitize-ops clean
 
 demo: $(VENV)/.installed
-	$(RUN)/python -m sparseq demo --out out $(ARGS)
+	$(RUN)/python -m sparseq run digits --out out $(ARGS)
 
 # a file's tests share a process, see tests/conftest.py; ARGS="-n 0 ..." runs all of them in this one
 test: $(VENV)/.installed
@@ -28,6 +28,10 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(RUN)/ruff format .
 	$(RUN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
+
+# the site, in build/site; a broken link or a missing reference is an error
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict
 
 bench: $(VENV)/.installed
 	$(RUN)/python benchmarks/run.py $(ARGS)

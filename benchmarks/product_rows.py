@@ -12,6 +12,7 @@ from torch.sparse._semi_structured_conversions import (
 )
 
 from sparseq import ops, reference
+from sparseq.program import Grid, Instruction, Program
 from sparseq.sparse import nm_mask
 
 SIZE = 4096
@@ -43,6 +44,48 @@ def _mask_by_topk(weight: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order, True).flatten(-2)
 
 
+class _Block:
+    """A residual block of two convolutions: as one program, layer by layer, and in float32."""
+
+    def __init__(self, x: torch.Tensor, weight: torch.Tensor, tiles: torch.Tensor) -> None:
+        grid = Grid(2**-4, 100)
+        scale = torch.full((len(weight),), 2**-12)
+        conv = {"padding": [1, 1], "activation": "relu"}
+        instructions = (
+            Instruction("map", (0,), grid),
+            Instruction("conv", (1,), grid, (0, 1, 2), conv),
+            Instruction("conv", (2, 1), grid, (0, 1, 2), conv),
+        )
+        self.text = Program(("image",), instructions, ((3, "image"),)).to_json()
+        self.constants, self.x = [weight, tiles, scale], x
+        self.scale, self.zero = torch.tensor(grid.scale), torch.tensor([100], dtype=torch.int32)
+        self.weight = (weight * scale[0]).to(memory_format=torch.channels_last)
+
+    def network(self) -> torch.Tensor:
+        return raw.network(self.text, self.constants, [self.x])[0]
+
+    def layers(self) -> torch.Tensor:
+        weight, tiles, scale = self.constants
+        grid = {"y_scale": self.scale, "y_zero": self.zero, "y_min": 0, "y_max": 255}
+        stored = {**grid, "dtype": torch.uint8, "activation": "relu"}
+        window = ([1, 1], [1, 1], [1, 1], 1, tiles)
+        x = raw.quantize(self.x, self.scale, self.zero[0], 0, 255, None, None)
+        given = (weight, scale, self.zero, None, None, *window)
+        y = raw.int8_conv2d(x, *given, **stored)
+        residual = {"residual": x, "residual_scale": self.scale, "residual_zero": self.zero}
+        y = raw.int8_conv2d(y, *given, **stored, **residual)
+        return raw.dequantize(y, self.scale, self.zero[0], None, None, torch.float32)
+
+    def floats(self) -> torch.Tensor:
+        conv, relu = torch.nn.functional.conv2d, torch.nn.functional.relu
+        y = relu(conv(self.x, self.weight, padding=1))
+        return relu(conv(y, self.weight, padding=1) + self.x)
+
+    def right(self) -> bool:
+        (wanted,) = reference.network(self.text, self.constants, [self.x])
+        return torch.equal(self.network(), wanted) and torch.equal(self.layers(), wanted)
+
+
 class _Inputs:
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -63,6 +106,7 @@ class _Inputs:
         self.tokens_float, self.weight_float = self.tokens.float(), self.weight.float()
         self.image_float = self.image.float()
         self.taps_float = self.taps.float().to(memory_format=torch.channels_last)
+        self.block = _Block(self.image_float / 32, self.taps, self.taps_tiles)
         self.ones = torch.ones(1024)
         self.groups = torch.rand(SIZE, SIZE // 32) * 0.01 + 0.015
         self.kept = torch.randn(SIZE, SIZE // 2)
@@ -160,6 +204,14 @@ def rows() -> dict[str, list[Row]]:
                 same_raw("int8_conv2d", i.image, i.sparse_taps, *conv),
                 {"torch float32": lambda: conv2d(i.image_float, i.taps_float, padding=1)},
             ),
+        ],
+        "network": [
+            Row(
+                "network residual block 64 channels at 56x56",
+                i.block.network,
+                i.block.right,
+                {"its ops one by one": i.block.layers, "torch float32": i.block.floats},
+            )
         ],
         "mask_24": [
             Row(

@@ -41,6 +41,8 @@ STABLE_TORCH_LIBRARY(sparseq, m) {
       "int8_conv2d(Tensor x, Tensor weight, Tensor scale, Tensor? x_zero, Tensor? weight_zero, Tensor? bias, int[] "
       "stride, int[] padding, int[] dilation, int groups, Tensor? tiles=None, *, " SPARSEQ_FUSED ") -> Tensor");
   m.def("int8_tiles(Tensor weight, int groups, str kind=\"auto\") -> Tensor");
+  // network
+  m.def("network(str program, Tensor[] constants, Tensor[] inputs) -> Tensor[]");
   // weight_only
   m.def(
       "int4_linear(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, bool signed=True) -> "

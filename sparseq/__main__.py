@@ -2,4 +2,5 @@
 
 from sparseq.cli import app
 
-app(prog_name="python -m sparseq")
+if __name__ == "__main__":  # worker processes import this module, too
+    app(prog_name="python -m sparseq")

@@ -13,13 +13,14 @@ PACKAGE = Path(sparseq.__file__).parent
 # What each part may import of sparseq, directly; a part is a module or a folder.
 BELOW: dict[str, set[str]] = {
     "spec": set(),
-    "reference": set(),
+    "program": set(),
+    "reference": {"program"},
     "files": set(),
     "modes": set(),
     "table": set(),
     "distill": {"files", "modes"},
 }
-BELOW["ops"] = {"spec", "reference", "files", "_C"}
+BELOW["ops"] = {"spec", "program", "reference", "files", "_C"}
 BELOW["testing"] = {"_C"}
 BELOW["choice"] = {"_C", "files"}
 BELOW["quant"] = BELOW["ops"] | {"ops"}
@@ -27,21 +28,22 @@ BELOW["batches"] = set()
 BELOW["sparse"] = BELOW["ops"] | {"ops", "batches", "modes"}
 BELOW["packed"] = BELOW["sparse"] | {"quant", "sparse"}
 BELOW["nn"] = BELOW["packed"] | {"packed", "choice"}
-BELOW["flow"] = BELOW["nn"] | {"nn"}
+BELOW["lower"] = BELOW["nn"] | {"nn"}
+BELOW["flow"] = BELOW["lower"] | {"lower"}
 BELOW["ptq"] = BELOW["flow"] | {"flow"}
 BELOW["structured"] = BELOW["flow"] | {"flow"}
 BELOW["export"] = BELOW["flow"] | {"flow"}
 BELOW["migrate"] = BELOW["flow"] | {"flow"}
 BELOW["bench"] = BELOW["flow"] | {"flow", "export", "table"}
 BELOW["analysis"] = BELOW["flow"] | {"flow", "bench", "table"}
-BELOW["run"] = BELOW["flow"] | {"flow", "bench", "analysis", "export", "distill", ""}
+BELOW["run"] = BELOW["flow"] | {"flow", "bench", "analysis", "export", "distill", "table", ""}
 BELOW["cli"] = BELOW["run"] | {"run"}
 BELOW["__main__"] = {"cli"}
 ENTRY = "__init__"  # sparseq itself: it names what is public
 LATE = {"export", "bench"}  # may ask sparseq itself, for its version, inside a function
 
 ALWAYS = {"torch", "numpy", *sys.stdlib_module_names}  # may be imported at the top of any module
-AT_THE_TOP = {"cli": {"typer", "rich"}, "run": {"typer", "rich"}}
+AT_THE_TOP = {"cli": {"typer", "rich"}, "run": {"typer", "rich", "pydantic", "yaml"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

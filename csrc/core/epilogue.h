@@ -5,7 +5,10 @@
 
 namespace sparseq {
 
-enum class Activation : int32_t { none, relu, relu6, hardswish };
+// In the order of sparseq.program.ACTIVATIONS; float32 steps as sparseq/reference/functions.py.
+enum class Activation : int32_t { none, relu, relu6, hardswish, hardsigmoid, sigmoid, silu, tanh, gelu, gelu_tanh };
+inline constexpr const char* kActivations[] = {"none",    "relu", "relu6", "hardswish", "hardsigmoid",
+                                               "sigmoid", "silu", "tanh",  "gelu",      "gelu_tanh"};
 enum class Element : int32_t { none, f32, bf16, u8, s8, f16 };
 
 // y = (float(acc - zero[m] * weight_sum[n]) * multiplier[n]) * row_scale[m] + bias[n]

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "byte_table.h"
 #include "half.h"
 
 namespace {
@@ -51,6 +52,13 @@ struct Avx2Float {
   static Int multiply_pairs(Int a, Int b, Int w) {
     return _mm256_madd_epi16(_mm256_or_si256(a, _mm256_slli_epi32(b, 16)), w);
   }
+  // The same for two vectors of channels, added to their sums.
+  static void add_pairs(Int (&sum)[2], const uint8_t* a, const uint8_t* b, const int32_t* w) {
+    const __m128i x = load16(a), y = load16(b);
+    const Int low = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(x, y)), high = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(x, y));
+    sum[0] = add(sum[0], _mm256_madd_epi16(low, load_int(w)));
+    sum[1] = add(sum[1], _mm256_madd_epi16(high, load_int(w + kLanes)));
+  }
   static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
@@ -59,6 +67,32 @@ struct Avx2Float {
   static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
   static Float nan_to_zero(Float a) { return _mm256_and_ps(a, _mm256_cmp_ps(a, a, _CMP_ORD_Q)); }
   static Int round(Float a) { return _mm256_cvtps_epi32(a); }
+  static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
+  static Int bits(Float a) { return _mm256_castps_si256(a); }
+  static Float from_bits(Int a) { return _mm256_castsi256_ps(a); }
+  static Int bit_and(Int a, Int b) { return _mm256_and_si256(a, b); }
+  static Int bit_or(Int a, Int b) { return _mm256_or_si256(a, b); }
+  template <int kBits>
+  static Int shift_left(Int a) {
+    return _mm256_slli_epi32(a, kBits);
+  }
+  struct Table : ByteTable {
+    static constexpr int kBytes = 32;
+    using ByteTable::ByteTable;
+    void look_up(const uint8_t* from, uint8_t* to) const {
+      const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+      __m256i index[2] = {low, _mm256_xor_si256(low, _mm256_set1_epi8(-128))};
+      __m256i y = _mm256_setzero_si256();
+      for (int k = 0; k < 8; ++k)
+        for (int h = 0; h < 2; ++h) {
+          const __m128i* entries = reinterpret_cast<const __m128i*>(part[h][k]);
+          const __m256i each = _mm256_broadcastsi128_si256(_mm_load_si128(entries));
+          y = _mm256_xor_si256(y, _mm256_shuffle_epi8(each, index[h]));
+          index[h] = _mm256_subs_epi8(index[h], _mm256_set1_epi8(16));
+        }
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), y);
+    }
+  };
 };
 
 // What the AVX2 and AVX-VNNI micro-kernels share; each adds its own way to multiply.

@@ -87,6 +87,11 @@ struct ScalarFloat {
       return a.v[i] * static_cast<int16_t>(w.v[i] & 0xffff) + b.v[i] * static_cast<int16_t>(uint32_t(w.v[i]) >> 16);
     });
   }
+  // The same for two vectors of channels, added to their sums.
+  static void add_pairs(Int (&sum)[2], const uint8_t* a, const uint8_t* b, const int32_t* w) {
+    for (int i = 0; i < 2; ++i, a += kLanes, b += kLanes, w += kLanes)
+      sum[i] = add(sum[i], multiply_pairs(load_u8(a), load_u8(b), load_int(w)));
+  }
   static Float to_float(Int a) {
     return make([&](int i) { return static_cast<float>(a.v[i]); });
   }
@@ -112,6 +117,32 @@ struct ScalarFloat {
   static Int round(Float a) {
     return make_int([&](int i) { return static_cast<int32_t>(std::nearbyintf(a.v[i])); });
   }
+  static Float sub(Float a, Float b) {
+    return make([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  static Int bits(Float a) {
+    return make_int([&](int i) { return static_cast<int32_t>(sparseq::as_bits(a.v[i])); });
+  }
+  static Float from_bits(Int a) {
+    return make([&](int i) { return sparseq::as_float(static_cast<uint32_t>(a.v[i])); });
+  }
+  static Int bit_and(Int a, Int b) {
+    return make_int([&](int i) { return a.v[i] & b.v[i]; });
+  }
+  static Int bit_or(Int a, Int b) {
+    return make_int([&](int i) { return a.v[i] | b.v[i]; });
+  }
+  template <int kBits>
+  static Int shift_left(Int a) {
+    return make_int([&](int i) { return static_cast<int32_t>(uint32_t(a.v[i]) << kBits); });
+  }
+  // 256 bytes; look_up: what each of kBytes bytes is there.
+  struct Table {
+    static constexpr int kBytes = 1;
+    const uint8_t* bytes;
+    explicit Table(const uint8_t* bytes_) : bytes(bytes_) {}
+    void look_up(const uint8_t* from, uint8_t* to) const { *to = bytes[*from]; }
+  };
 };
 
 struct ScalarDot {

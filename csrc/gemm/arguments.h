@@ -1,6 +1,8 @@
 // The arguments of the INT8 products, checked, for both of their paths.
 #pragma once
 
+#include <iterator>
+
 #include "../core/tensors.h"
 #include "gemm.h"
 #include "general.h"
@@ -72,10 +74,12 @@ struct Options {
 };
 
 inline Activation activation_of(const char* op, const std::string& name) {
-  constexpr const char* names[] = {"none", "relu", "relu6", "hardswish"};
-  for (int i = 0; i < 4; ++i)
-    if (name == names[i]) return Activation(i);
-  STD_TORCH_CHECK(false, op, ": activation must be none, relu, relu6 or hardswish, got ", name);
+  for (size_t i = 0; i < std::size(kActivations); ++i)
+    if (name == kActivations[i]) return Activation(i);
+  STD_TORCH_CHECK(false, op,
+                  ": activation must be none, relu, relu6, hardswish, hardsigmoid, sigmoid, silu, tanh, gelu or "
+                  "gelu_tanh, got ",
+                  name);
   return Activation::none;
 }
 
@@ -170,8 +174,5 @@ void general_product(const Arguments& a, const Window& w, const Input& input, co
 // Signed weights without zero points, by tiles; `tiles` as int8_tiles made them, or made here for this call.
 void tiled_product(const Arguments& a, const std::optional<Tensor>& tiles, const Window& w, const Input& input,
                    const Epilogue& epilogue);
-
-// OHWI, the order that tiles are made from.
-std::vector<int8_t> channels_inside(const Tensor& weight);
 
 }  // namespace sparseq::gemm

@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "prepare.h"
-#include "tiles.h"
+#include "tiles_for.h"
 
 namespace sparseq::gemm {
 namespace {
@@ -137,7 +137,8 @@ Tensor int8_tiles_cpu(const Tensor& weight, int64_t groups, std::string kind) {
   const Tensor dense = made_contiguous(weight);
   const int64_t taps = weight.dim() == 4 ? weight.size(2) * weight.size(3) : 1;
   const WeightShape shape{groups, weight.size(0) / groups, taps, weight.size(1)};
-  const AlignedBytes bytes = make_tiles(channels_inside(dense).data(), shape, active_isa(), wanted);
+  const AlignedBytes bytes = make_tiles(
+      channels_inside(static_cast<const int8_t*>(dense.const_data_ptr()), shape).data(), shape, active_isa(), wanted);
   Tensor tiles = torch::stable::empty({int64_t(bytes.size())}, ScalarType::Byte);
   std::memcpy(tiles.mutable_data_ptr(), bytes.data(), bytes.size());
   return tiles;

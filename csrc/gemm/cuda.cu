@@ -59,6 +59,8 @@ struct Given {
         activation(activation_of(op, o.activation)),
         x_limits(is_byte(x_type) ? Limits(x_type) : Limits(op, "x", o.x_min, o.x_max)),
         dynamic(!is_byte(x_type) && !x_scale.data) {
+    STD_TORCH_CHECK(activation <= Activation::hardswish, op,
+                    ": activation must be none, relu, relu6 or hardswish on CUDA, got ", o.activation);
     y_type = cuda_element(op, "dtype", dtype);
     STD_TORCH_CHECK(is_byte(element_of(w.scalar_type())), op, ": weight must be int8 or uint8, got ",
                     dtype_name(w.scalar_type()));

@@ -2,8 +2,10 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../core/epilogue.h"
+#include "../core/functions.h"
 #include "../core/half.h"
 
 namespace {
@@ -13,7 +15,7 @@ struct EpilogueKernel {
   using Float = typename F::Float;
   using Int = typename F::Int;
   static constexpr int kLanes = F::kLanes;
-  static constexpr int kMaxWidth = 64;
+  static constexpr int kMaxWidth = 64, kBufferRows = 16;
 
   // The channels' constants, padded to whole vectors so that the row loop never looks at the tail.
   alignas(64) float multiplier[kMaxWidth];
@@ -39,14 +41,20 @@ struct EpilogueKernel {
   }
 
   void rows(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count) const {
-    // What most layers are: constants in registers, nothing decided per vector.
-    const bool plain = e.output_type == sparseq::Element::f32 && e.residual_type == sparseq::Element::none &&
-                       e.row_scale == nullptr && e.row_zero == nullptr &&
-                       e.activation != sparseq::Activation::hardswish;
-    const int64_t whole = plain ? count / kLanes * kLanes : 0;
+    const int64_t whole = common() ? count / kLanes * kLanes : 0;
     for (int64_t v = 0; v < whole; v += kLanes)
-      e.bias != nullptr ? column<true>(acc, stride, row0, row_count, v)
-                        : column<false>(acc, stride, row0, row_count, v);
+      by_types([&]<class Y, class R>(Y, R) {
+        const int64_t to_stride = e.output_stride;
+        Y* to = static_cast<Y*>(e.output) + row0 * to_stride + channel + v;
+        if (Clamp<F>::covers(e.activation))
+          return column<Y, R>(acc + v, stride, row0, row_count, v, e.activation, to, to_stride);
+        alignas(64) float buffer[kBufferRows * kLanes];  // a loop for the sums, one for the activation
+        for (int64_t i = 0; i < row_count; i += kBufferRows) {
+          const int64_t some = row_count - i < kBufferRows ? row_count - i : kBufferRows;
+          column<float, R>(acc + i * stride + v, stride, row0 + i, some, v, sparseq::Activation::none, buffer, kLanes);
+          activate(buffer, to + i * to_stride, to_stride, some);
+        }
+      });
     if (whole == count) return;
     for (int64_t i = 0; i < row_count; ++i) {
       const int64_t m = row0 + i;
@@ -59,24 +67,76 @@ struct EpilogueKernel {
         if (e.bias != nullptr) y = F::add(y, F::load(bias + v));
         const int64_t left = count - v < kLanes ? count - v : kLanes;
         if (e.residual_type != sparseq::Element::none) y = F::add(y, residual(m, v, left));
-        store(activate(y), m, v, left);
+        store(Functions<F>::choose(e.activation, [&](auto activation) { return activation(y); }), m, v, left);
       }
     }
   }
 
  private:
-  template <bool kBias>
-  void column(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v) const {
+  struct None {};
+
+  // What most layers are: constants in registers, nothing decided per vector.
+  bool common() const {
+    using sparseq::Element;
+    const bool residual =
+        e.residual_type == Element::none || e.residual_type == Element::f32 || e.residual_type == Element::u8;
+    const bool output = e.output_type != Element::f16 && e.output_type != Element::bf16;
+    return residual && output && e.row_scale == nullptr && e.row_zero == nullptr;
+  }
+
+  // f(a value of the output's type, and one of the residual's) of a common epilogue.
+  template <class G>
+  void by_types(G g) const {
+    const auto with = [&]<class Y>(Y y) {
+      if (e.residual_type == sparseq::Element::none) return g(y, None{});
+      e.residual_type == sparseq::Element::f32 ? g(y, float{}) : g(y, uint8_t{});
+    };
+    e.output_type == sparseq::Element::f32 ? with(float{}) : with(uint8_t{});
+  }
+
+  template <class Y>
+  static void put(const ByteGrid<F>& grid, Float y, Y* to) {
+    if constexpr (std::is_same_v<Y, float>)
+      F::store(to, y);
+    else
+      grid.store(y, to);
+  }
+  ByteGrid<F> grid() const { return {e.output_scale, e.output_zero_point, e.output_low, e.output_high}; }
+
+  template <class Y>
+  void activate(const float* from, Y* to, int64_t to_stride, int64_t row_count) const {
+    Functions<F>::choose(e.activation, [&, grid = grid()](auto f) {
+      for (int64_t i = 0; i < row_count; ++i) put(grid, f(F::load(from + i * kLanes)), to + i * to_stride);
+    });
+  }
+
+  template <class Y, class R>
+  void column(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v,
+              sparseq::Activation activation, Y* to, int64_t to_stride) const {
+    e.bias != nullptr ? column<true, Y, R>(acc, stride, row0, row_count, v, Clamp<F>(activation), to, to_stride)
+                      : column<false, Y, R>(acc, stride, row0, row_count, v, Clamp<F>(activation), to, to_stride);
+  }
+
+  template <bool kBias, class Y, class R>
+  void column(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v, Clamp<F> clamp, Y* to,
+              int64_t to_stride) const {
     const Int offset = F::load_int(shift + v);
     const Float scale = F::load(multiplier + v), add = F::load(bias + v);
-    const float infinity = __builtin_inff();  // the operand order of min and max lets a NaN through
-    const Float low = F::set(e.activation == sparseq::Activation::none ? -infinity : 0.0f);
-    const Float high = F::set(e.activation == sparseq::Activation::relu6 ? 6.0f : infinity);
-    float* to = static_cast<float*>(e.output) + row0 * e.output_stride + channel + v;
-    for (int64_t i = 0; i < row_count; ++i, acc += stride, to += e.output_stride) {
-      Float y = F::mul(F::to_float(F::sub(F::load_int(acc + v), offset)), scale);
+    const ByteGrid<F> output = grid();
+    const Float residual_scale = F::set(e.residual_scale);
+    const Int residual_zero = F::set_int(e.residual_zero_point);
+    const int64_t from_stride = e.residual_stride;  // a byte written might be one of e's
+    const auto* from = static_cast<const R*>(e.residual);
+    if constexpr (!std::is_same_v<R, None>) from += row0 * from_stride + channel + v;
+    for (int64_t i = 0; i < row_count; ++i, acc += stride, to += to_stride) {
+      Float y = F::mul(F::to_float(F::sub(F::load_int(acc), offset)), scale);
       if (kBias) y = F::add(y, add);
-      F::store(to, F::min(high, F::max(low, y)));
+      if constexpr (std::is_same_v<R, float>) y = F::add(y, F::load(from + i * from_stride));
+      if constexpr (std::is_same_v<R, uint8_t>) {
+        const Int q = F::sub(F::load_u8(from + i * from_stride), residual_zero);
+        y = F::add(y, F::mul(F::to_float(q), residual_scale));
+      }
+      put(output, clamp(y), to);
     }
   }
 
@@ -108,18 +168,6 @@ struct EpilogueKernel {
     return F::mul(F::to_float(F::sub(q, F::set_int(e.residual_zero_point))), F::set(e.residual_scale));
   }
 
-  Float activate(Float y) const {
-    const Float zero = F::set(0.0f), six = F::set(6.0f);
-    switch (e.activation) {  // the operand order lets a NaN through, as torch does
-      case sparseq::Activation::none: return y;
-      case sparseq::Activation::relu: return F::max(zero, y);
-      case sparseq::Activation::relu6: return F::min(six, F::max(zero, y));
-      case sparseq::Activation::hardswish:
-        return F::div(F::mul(y, F::min(six, F::max(zero, F::add(y, F::set(3.0f))))), six);
-    }
-    return y;
-  }
-
   void store(Float y, int64_t m, int64_t v, int64_t left) const {
     const int bytes = size(e.output_type);
     auto* to = static_cast<uint8_t*>(e.output) + (m * e.output_stride + channel + v) * bytes;
@@ -129,13 +177,7 @@ struct EpilogueKernel {
       case sparseq::Element::f32: F::store(reinterpret_cast<float*>(at), y); break;
       case sparseq::Element::bf16: F::store(reinterpret_cast<sparseq::BFloat16*>(at), y); break;
       case sparseq::Element::f16: F::store(reinterpret_cast<sparseq::Half*>(at), y); break;
-      default: {
-        const int32_t z = e.output_zero_point;
-        const Float q = F::nan_to_zero(F::div(y, F::set(e.output_scale)));
-        const Float low = F::set(static_cast<float>(e.output_low - z)),
-                    high = F::set(static_cast<float>(e.output_high - z));
-        F::store_low_bytes(at, F::add(F::round(F::min(F::max(q, low), high)), F::set_int(z)));
-      }
+      default: grid().store(y, at);
     }
     if (left < kLanes) std::memcpy(to, tail, static_cast<std::size_t>(left * bytes));
   }

@@ -78,8 +78,8 @@ __device__ __forceinline__ void store_some(T* to, const float (&from)[N], bool v
 }
 
 __device__ __forceinline__ float activate(Activation kind, float y) {
-  switch (kind) {  // the operand order lets a NaN through, as torch does
-    case Activation::none: break;
+  switch (kind) {    // the operand order lets a NaN through, as torch does
+    default: break;  // none: Given refuses those that are not here
     case Activation::relu: return max(0.0f, y);
     case Activation::relu6: return min(6.0f, max(0.0f, y));
     case Activation::hardswish: return y * min(6.0f, max(0.0f, y + 3.0f)) / 6.0f;

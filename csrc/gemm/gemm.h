@@ -34,6 +34,7 @@ struct Input {
   int64_t stride = 0;                // bytes from row to row, or from pixel to pixel
   const ConvShape* conv = nullptr;   // null: row m is at data + m * stride
   const uint8_t* padding = nullptr;  // conv: one pixel of zero points, all channels + kInputSlack bytes
+  int64_t line = 0;                  // conv: pixels from line to line, or 0: the image's width
 };
 
 struct WorkPlan {

@@ -8,70 +8,13 @@
 #include <cstdint>
 #include <cstring>
 
+#include "depthwise_kernel.h"
 #include "epilogue_kernel.h"
 #include "gemm.h"
+#include "row_pointers.h"
 #include "rows_kernel.h"
 
 namespace {
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// One pointer per (tile, tap, row of the tile): the indirection that makes a convolution a matrix product.
-// Pixels outside the image point to a pixel of zero points. Rows past the end repeat the last row.
-class RowPointers {
- public:
-  static void build(const sparseq::Input& input, int64_t channel, int64_t taps, int tile, int64_t row0, int64_t rows,
-                    const uint8_t** table) {
-    if (input.conv == nullptr) {
-      each(tile, rows, [&](int64_t first, int r, int64_t row) {
-        table[first * taps + r] = input.data + (row0 + row) * input.stride + channel;
-      });
-      return;
-    }
-    const sparseq::ConvShape& s = *input.conv;
-    int64_t x = row0 % s.out_width, y = row0 / s.out_width % s.out_height, image = row0 / s.out_width / s.out_height;
-    int64_t at = 0;
-    each(tile, rows, [&](int64_t first, int r, int64_t row) {
-      for (; at < row; ++at) {  // the next pixel, without a division
-        if (++x < s.out_width) continue;
-        x = 0;
-        if (++y < s.out_height) continue;
-        y = 0, ++image;
-      }
-      pixel(input, s, channel, tile, x, y, image, table + first * taps + r);
-    });
-  }
-
- private:
-  // f(first row of the tile, row in the tile, row): rows past the end repeat the last one.
-  template <class F>
-  static void each(int tile, int64_t rows, F f) {
-    for (int64_t first = 0; first < rows; first += tile)
-      for (int r = 0; r < tile; ++r) f(first, r, smaller(first + r, rows - 1));
-  }
-
-  static void pixel(const sparseq::Input& input, const sparseq::ConvShape& s, int64_t channel, int tile, int64_t x,
-                    int64_t y, int64_t image, const uint8_t** entry) {
-    const int64_t left = x * s.stride_width - s.pad_left, top = y * s.stride_height - s.pad_top;
-    const int64_t step = s.dilation_width * input.stride, line = s.dilation_height * s.width * input.stride;
-    const int64_t first = ((image * s.height + top) * s.width + left) * input.stride + channel;
-    if (left >= 0 && top >= 0 && left + (s.kernel_width - 1) * s.dilation_width < s.width &&
-        top + (s.kernel_height - 1) * s.dilation_height < s.height) {
-      const uint8_t* from = input.data + first;
-      for (int64_t i = 0; i < s.kernel_height; ++i, from += line)
-        for (int64_t j = 0; j < s.kernel_width; ++j, entry += tile) *entry = from + j * step;
-      return;
-    }
-    for (int64_t i = 0; i < s.kernel_height; ++i) {
-      const int64_t row = top + i * s.dilation_height;
-      for (int64_t j = 0; j < s.kernel_width; ++j, entry += tile) {
-        const int64_t column = left + j * s.dilation_width;
-        const bool inside = row >= 0 && row < s.height && column >= 0 && column < s.width;
-        *entry = inside ? input.data + first + i * line + j * step : input.padding;
-      }
-    }
-  }
-};
 
 template <class Micro>
 struct Driver {
@@ -201,39 +144,6 @@ struct Driver {
     }
   }
 
-  static void depthwise(const sparseq::Depthwise& d, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
-                        int64_t begin, int64_t end) {
-    using F = typename Micro::Float;
-    constexpr int kTile = 16, kWidth = EpilogueKernel<F>::kMaxWidth;
-    const int64_t taps = d.shape.kernel_height * d.shape.kernel_width, padded = (d.channels + 15) / 16 * 16;
-    const int64_t table_bytes = kTile * taps * static_cast<int64_t>(sizeof(uint8_t*));
-    auto* table = reinterpret_cast<const uint8_t**>(sparseq::thread_scratch(static_cast<std::size_t>(table_bytes)));
-    alignas(64) int32_t acc[kTile * kWidth];
-    sparseq::Input source = input;
-    source.conv = &d.shape;
-    for (int64_t row0 = begin; row0 < end; row0 += kTile) {
-      const int64_t rows = smaller(kTile, end - row0);
-      RowPointers::build(source, 0, taps, kTile, row0, rows, table);
-      for (int64_t channel = 0; channel < d.channels; channel += kWidth) {
-        const int64_t count = smaller(kWidth, d.channels - channel);
-        const EpilogueKernel<F> finish(epilogue, d.weight_sum, channel, count);
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t v = 0; v < count; v += F::kLanes) {
-            typename F::Int sum = F::set_int(0);
-            const int32_t* w = d.pairs + channel + v;
-            for (int64_t t = 0; t < taps; t += 2, w += padded) {
-              const uint8_t* a = table[t * kTile + r] + channel + v;
-              const uint8_t* b = table[(t + 1 < taps ? t + 1 : t) * kTile + r] + channel + v;
-              sum = F::add(sum, F::multiply_pairs(F::load_u8(a), F::load_u8(b), F::load_int(w)));
-            }
-            F::store_int(acc + r * kWidth + v, sum);
-          }
-        }
-        finish.rows(acc, kWidth, row0, rows);
-      }
-    }
-  }
-
   static sparseq::Kernels kernels(const char* name) {
     sparseq::Layout layout;
     layout.lanes = Micro::kLanes;
@@ -243,7 +153,7 @@ struct Driver {
     layout.group_vectors = Micro::kGroupVectors;
     layout.classes = Micro::kClassified;
     using Rows = RowsKernel<typename Micro::Float>;
-    return {name, layout, run, depthwise, Rows::quantize, Rows::shift};
+    return {name, layout, run, DepthwiseKernel<typename Micro::Float>::run, Rows::quantize, Rows::shift};
   }
 };
 

@@ -8,7 +8,6 @@ namespace sparseq::gemm {
 namespace {
 
 constexpr int64_t kGrain = 32768;  // elements: about 10 us of work, well over a thread's wake-up
-constexpr int64_t kBlock = 16384;  // elements of one task: its bytes stay in L1 while they are transposed
 
 int64_t aligned(int64_t size) { return (size + 63) / 64 * 64; }
 
@@ -27,28 +26,6 @@ bool slack_behind(const uint8_t* last) {
 int64_t pitch_of(int64_t channels) { return channels % 1024 == 0 ? channels + 64 : channels; }
 
 }  // namespace
-
-Prepared::Runs::Runs(const Pixels& p)
-    : sizes{p.width, p.height, p.batch}, strides{p.step, p.line, p.image}, stride(p.channels) {
-  int d = 0;
-  for (; d < 3; ++d) {
-    if (sizes[d] == 1) continue;
-    if (length > 1 && strides[d] != stride * length) break;
-    if (length == 1) stride = strides[d];
-    length *= sizes[d];
-  }
-  outer = d;
-  for (; d < 3; ++d) count *= sizes[d];
-}
-
-int64_t Prepared::Runs::offset(int64_t run) const {
-  int64_t sum = 0;
-  for (int d = outer; d < 3; ++d) {
-    sum += run % sizes[d] * strides[d];
-    run /= sizes[d];
-  }
-  return sum;
-}
 
 // Bytes that are stored as kernels want them need no copy.
 bool Prepared::ready(const Arguments& a, const Tensor& x, const Pixels& p, const Runs& runs) {
@@ -101,40 +78,25 @@ Prepared::Prepared(const Arguments& a, const Tensor& x, const Pixels& p, bool pa
 }
 
 void Prepared::fill(const Arguments& a, const Tensor& x, const Pixels& p, uint8_t* to) {
-  const Kernels& kernel = kernels(active_isa());
-  const auto convert = is_byte(a.x_type) ? kernel.shift_rows : kernel.quantize_rows;
-  const auto* from = static_cast<const uint8_t*>(x.const_data_ptr());
-  const int64_t size = size_of(a.x_type), channels = p.channels, pitch = input.stride;
   RowQuantizer whole;
+  whole.input = x.const_data_ptr();
   whole.input_type = a.x_type;
-  whole.columns = channels;
-  whole.output_stride = pitch;
-  whole.input_stride = runs_.stride;
-  whole.input_step = channels > 1 ? p.plane : 1;
+  whole.columns = p.channels;
+  whole.output = to;
+  whole.output_stride = input.stride;
+  whole.input_step = p.channels > 1 ? p.plane : 1;
   whole.dynamic = a.dynamic;
   whole.scale = a.x_scale.first_or(1.0f);
   whole.zero_point = a.x_zero.first_or(0);
   whole.low = a.x_limits.low;
   whole.high = a.x_limits.high;
-  const bool planes = whole.input_step != 1,
-             flat = !planes && !a.dynamic && runs_.stride == channels && pitch == channels;
-  const int64_t each = kBlock / std::max<int64_t>(1, channels);
-  const int64_t block = planes ? std::clamp<int64_t>(each, 16, 256) / 16 * 16 : std::max<int64_t>(1, each);
-  const int64_t blocks = (runs_.length + block - 1) / block;
-  const int64_t threads_grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, block * channels));
-  torch::stable::parallel_for(0, runs_.count * blocks, threads_grain, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t run = task / blocks, first = task % blocks * block, row = run * runs_.length + first;
-      const int64_t rows = std::min(block, runs_.length - first);
-      RowQuantizer part = whole;
-      part.input = from + (runs_.offset(run) + first * runs_.stride) * size;
-      part.output = to + row * pitch;
-      if (epilogue.row_scale) part.row_scale = const_cast<float*>(epilogue.row_scale) + row;
-      if (epilogue.row_zero) part.row_zero = const_cast<int32_t*>(epilogue.row_zero) + row;
-      if (flat) part.columns = part.output_stride = rows * channels;
-      convert(part, 0, flat ? 1 : rows);
-    }
-  });
+  whole.row_scale = const_cast<float*>(epilogue.row_scale);
+  whole.row_zero = const_cast<int32_t*>(epilogue.row_zero);
+  const Conversion conversion(whole, runs_, size_of(a.x_type));
+  const Kernels& kernel = kernels(active_isa());
+  const int64_t threads_grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, conversion.block * p.channels));
+  torch::stable::parallel_for(0, conversion.tasks(), threads_grain,
+                              [&](int64_t begin, int64_t end) { conversion.run(kernel, begin, end); });
 }
 
 }  // namespace sparseq::gemm

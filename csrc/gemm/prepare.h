@@ -5,14 +5,9 @@
 #include <new>
 
 #include "arguments.h"
+#include "runs.h"
 
 namespace sparseq::gemm {
-
-// Where x lies: strides in elements, pixels of channels. The rows of a linear layer are pixels.
-struct Pixels {
-  int64_t batch, height, width, channels;
-  int64_t image, line, step, plane;
-};
 
 // Memory of one call.
 class Scratch {
@@ -45,14 +40,6 @@ class Prepared {
   Epilogue epilogue;  // what x decides of it: multiplier, zero points, row scales
 
  private:
-  // pixels next to each other at one stride: as many as there are, or the outer dimensions' share
-  struct Runs {
-    int64_t sizes[3], strides[3];
-    int64_t length = 1, stride, count = 1;
-    int outer = 3;
-    explicit Runs(const Pixels& p);
-    int64_t offset(int64_t run) const;
-  };
   static Scratch room(const Arguments& a, const Tensor& x, const Pixels& p, const Runs& runs, bool padded);
   static bool ready(const Arguments& a, const Tensor& x, const Pixels& p, const Runs& runs);
   void fill(const Arguments& a, const Tensor& x, const Pixels& p, uint8_t* to);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../core/functions.h"
 #include "../core/half.h"
 #include "gemm.h"
 
@@ -24,19 +25,7 @@ struct RowsKernel {
     return F::load(lanes);
   }
 
-  struct Grid {
-    Float scale, low, high;  // low and high relative to the zero point: clamped before anything is added
-    Int offset;
-    Grid(float scale_, int32_t zero_point, int32_t low_, int32_t high_, int32_t shift)
-        : scale(F::set(scale_)),
-          low(F::set(static_cast<float>(low_ - zero_point))),
-          high(F::set(static_cast<float>(high_ - zero_point))),
-          offset(F::set_int(zero_point + shift)) {}
-    void store(Float x, uint8_t* to) const {
-      const Float steps = F::nan_to_zero(F::div(x, scale));
-      F::store_low_bytes(to, F::add(F::round(F::min(F::max(steps, low), high)), offset));
-    }
-  };
+  using Grid = ByteGrid<F>;
 
   // The scale of a row that is all zero, or whose scale would not be a positive finite number, is 1.
   static float usable(float scale) { return scale > 0.0f && scale < __builtin_inff() ? scale : 1.0f; }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparseq.batches import Batch, output_of
 from sparseq.flow.convert import set_module
+from sparseq.lower import layerwise
 
 Listener = Callable[[str, Any, Any, Tensor], None]
 
@@ -61,7 +62,7 @@ class Network:
         self, caller: str, model: nn.Module, layers: Iterable[str], others: Iterable[str]
     ) -> None:
         self.caller = caller
-        self.root = copy.deepcopy(model).eval()
+        self.root = copy.deepcopy(layerwise(model)).eval()
         self.slots: dict[str, Slot] = {}
         self.layers = list(layers)
         for name in (*self.layers, *others):

@@ -28,6 +28,7 @@ from sparseq.batches import Batch, output_of, read_batches
 from sparseq.flow.calibrate import calibrate
 from sparseq.flow.convert import convert
 from sparseq.flow.prepare import input_quantizers, prepare
+from sparseq.lower import layerwise
 from sparseq.spec import Layer, Plan
 from sparseq.table import text_table
 
@@ -115,7 +116,8 @@ class _Search:
         self.names = candidates.names
         self.options = {name: candidates.labels_of(name) for name in self.names}
         self.table = measure(self.model, candidates, self.batches, self.loss, progress, "search")
-        fast = {b: convert(net, example) for b, net in candidates.networks.items()}
+        # layers that can be timed one by one
+        fast = {b: layerwise(convert(net, example)) for b, net in candidates.networks.items()}
         costs, self.rest = self._costs(fast)
         added = {(row.name, row.candidate): max(0.0, row.added) for row in self.table.rows}
         self.free = [name for name in self.names if self.options[name]]

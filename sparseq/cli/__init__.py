@@ -1,6 +1,6 @@
 """The command line: `sparseq`, or `python -m sparseq`."""
 
-from sparseq.cli import demo, deploy, machine, measure  # each puts its commands into app
+from sparseq.cli import deploy, machine, measure, report, run  # each puts its commands into app
 from sparseq.cli.app import app, main
 
-__all__ = ["app", "demo", "deploy", "machine", "main", "measure"]
+__all__ = ["app", "deploy", "machine", "main", "measure", "report", "run"]

@@ -45,7 +45,8 @@ Shape = Annotated[
     str | None, typer.Option(help="of one input, such as 3,224,224: random inputs are compared")
 ]
 Data = Annotated[
-    str | None, typer.Option(help="digits, cifar10, or an .npz file: its test images are compared")
+    str | None,
+    typer.Option(help="digits, cifar10, an .npz file or a folder: its test images are compared"),
 ]
 
 

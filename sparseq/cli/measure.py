@@ -55,7 +55,7 @@ def compare(
         str | None, typer.Option(help="of one input, such as 3,224,224: random numbers")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="digits, cifar10, or an .npz file: its test images")
+        str | None, typer.Option(help="digits, cifar10, an .npz file or a folder: its test images")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="images in a call")] = 1,
     threads: Annotated[

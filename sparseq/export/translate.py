@@ -33,6 +33,8 @@ NOT_EXPORTED = frozenset(
         # the weight as one machine's kernels read it
         "int8_tiles",
         "tiles_24",
+        # a lowered model's: it is exported as the layers that it came from
+        "network",
         # made once, before or after the graph: ONNX has no 2:4 tensors, its runtimes find the zeros
         "mask_24",
         "pack_24",

@@ -9,6 +9,7 @@ from torch import nn
 
 from sparseq.flow.convert import convert
 from sparseq.flow.precision import own_dtype
+from sparseq.lower import layerwise
 from sparseq.nn import SparseQuantLayer, SparseQuantLinear
 from sparseq.quant import Cast, FakeQuantize
 from sparseq.spec import Quant
@@ -26,7 +27,11 @@ def quantised_by_rows(layer: SparseQuantLayer) -> bool:
 
 
 def as_converted(model: nn.Module) -> nn.Module:
-    """The model with integer layers where it was prepared; a converted or float one as it is."""
+    """The model with integer layers where it was prepared; a converted or float one as it is.
+
+    Of a lowered model the layers: a file has its own runtime's programs.
+    """
+    model = layerwise(model)
     prepared = any(isinstance(m, (Cast, FakeQuantize)) for m in model.modules())
     return convert(model) if prepared and not quantised_layers(model) else model
 

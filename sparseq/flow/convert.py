@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparseq.flow.dense import remember
-from sparseq.flow.fold import affine_of, batch_norms
+from sparseq.flow.fold import batch_norms
 from sparseq.flow.precision import lift, own_dtype, store
 from sparseq.flow.prepare import (
     layers_of,
@@ -19,7 +19,9 @@ from sparseq.flow.prepare import (
     weight_transforms,
 )
 from sparseq.flow.resize import pass_on_sizes
+from sparseq.lower import lower
 from sparseq.nn import InputGrid, SparseQuantLayer, integer_type, outputs_first, own_forward
+from sparseq.nn.batch_norm import affine_of
 from sparseq.packed import PackedWeight
 from sparseq.quant import FakeQuantize
 from sparseq.sparse import named_masks
@@ -113,6 +115,11 @@ def _fold(layer: nn.Module, factor: Tensor, shift: Tensor) -> None:
 def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     """Swap a prepared model's layers for integer ones; masks are baked in, batch norms folded.
 
+    With an example the layers are also lowered into programs (`sparseq.lower`): activations stay
+    uint8 between them, and what follows a layer is part of it. What reads an activation beside the
+    next layer (a residual sum, a mean) then reads it rounded to that layer's grid, half a step off
+    at most. docs/lowering.md.
+
     A batch norm that directly follows a layer becomes part of its scales and bias: the integers
     stay as trained, so zeros stay zeros and no rounding is added. What cannot run on integers
     computes in float on the same fake-quantised weight; `explain` says which and why. Layers with a
@@ -121,10 +128,12 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     Args:
         model: prepared, and calibrated or trained; not changed.
         example: an input of the batch size to be used; where given, the converted model is run on
-            it once, and each layer chooses its kernel for as many rows (`sparseq.choice`).
+            it once, each layer chooses its kernel for as many rows (`sparseq.choice`), and the
+            model is traced and lowered.
 
     Returns:
-        A new model in eval mode.
+        A new model in eval mode: with an example a `sparseq.lower.Lowered`, or, where it cannot be
+        lowered, the layers, with the reason in `explain`.
 
     Raises:
         ValueError: an input without a range, a mask without its ranking, or a weight too large for
@@ -162,6 +171,7 @@ def convert(model: nn.Module, example: Tensor | None = None) -> nn.Module:
         fast.sparseq_unfolded = f"batch norms stay in float: {untraced}"  # type: ignore[assignment]
     if example is not None:
         _settle(fast, example)
+        return lower(fast, example)
     return fast
 
 

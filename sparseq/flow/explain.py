@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ import sparseq._C as core
 from sparseq.flow.dense import UNPLANNED, UNSERVED, dense_layers, unserved_layers
 from sparseq.flow.precision import emulated, own_dtype
 from sparseq.flow.prepare import layers_of, refusal_to_prepare, transform_of
+from sparseq.lower import Assembled, Lowered, layerwise
 from sparseq.nn import SparseQuantEmbedding, SparseQuantLayer
 from sparseq.quant import FakeQuantize
 from sparseq.sparse import Mask
@@ -21,7 +22,8 @@ from sparseq.spec import Layer, Quant
 class Row:
     """One layer: its name and kind, which kernel runs, its share of zeros, and notes.
 
-    dense says why all of its weights are kept where others of the model are pruned.
+    dense says why all of its weights are kept where others of the model are pruned; program in
+    which program a layer of a lowered model runs, and with what it is fused.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Row:
     sparsity: float
     note: str
     dense: str = ""
+    program: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ def explain(model: nn.Module) -> Explanation:
         A table; `print(explain(model))` shows it, `.rows` holds it, and `.dense` says by layer why
         it stays dense where the model has sparsity.
     """
+    lowered = model.assembled if isinstance(model, Lowered) else None
+    model = layerwise(model)
     dense = dense_layers(model)
     rows = [
         _integer_row(name, layer, dense.get(name, ""))
@@ -146,5 +151,22 @@ def explain(model: nn.Module) -> Explanation:
     ]
     others = unserved_layers(model).items()
     rows += [_unserved_row(name, layer, dense.get(name, "")) for name, layer in others]
-    unfolded = getattr(model, "sparseq_unfolded", None)
-    return Explanation(tuple(rows), (unfolded,) if unfolded else ())
+    found = [getattr(model, name, None) for name in ("sparseq_unfolded", "sparseq_unlowered")]
+    notes = [note for note in found if note]
+    if lowered is not None:
+        rows = [_in_program(row, lowered) for row in rows]
+        notes += [
+            f"float32 between programs: {name}"
+            + (f" ({count} times)" if count > 1 else "")
+            + f": {reason}"
+            for (name, reason), count in lowered.between.items()
+        ]
+    return Explanation(tuple(rows), tuple(notes))
+
+
+def _in_program(row: Row, lowered: Assembled) -> Row:
+    """The row with its place, or why it has none."""
+    program = lowered.placed.get(row.name, "")
+    reason = lowered.reasons.get(row.name)
+    place = program or (f"in no program: {reason}" if reason else "")
+    return replace(row, program=program, note=f"{row.note}; {place}" if place else row.note)

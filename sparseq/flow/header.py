@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ INTEGER_FIELDS = {
 }
 FLOATS = ("float16", "bfloat16", "float32")
 LATER = {"kind", "rows"}  # files of earlier versions lack them
+EXAMPLES = ("float32", "int64", "int32")  # dtypes of what a model was lowered with
+EXAMPLE_ELEMENTS = 2**26
 ROWS = 2**40  # more than any call has
 
 
@@ -78,6 +81,7 @@ def read_header(text: str, version: int) -> dict[str, Any]:
     for name, dtype in header.get("floats", {}).items():
         if dtype not in FLOATS:
             raise ValueError(f"{name}: dtype must be one of {FLOATS}, got {dtype!r}")
+    _check_lowered(header.get("lowered"))
     for name, entry in header["integer"].items():
         _expect(entry, dict, f"the entry of {name}")
         for field, kind in INTEGER_FIELDS.items():
@@ -91,6 +95,21 @@ def read_header(text: str, version: int) -> dict[str, Any]:
     for name, entry in header["tensors"].items():
         _expect(entry, dict, f"the entry of {name}")
     return header
+
+
+def _check_lowered(lowered: Any) -> None:
+    """The example's shape and dtype, or null."""
+    _expect(lowered, (dict, type(None)), "lowered")
+    if lowered is None:
+        return
+    shape, dtype = lowered["shape"], lowered["dtype"]
+    _expect(shape, list, "the example's shape")
+    for size in shape:
+        _expect(size, int, "each size of the example")
+    if dtype not in EXAMPLES:
+        raise ValueError(f"the example's dtype must be one of {EXAMPLES}, got {dtype!r}")
+    if min(shape, default=1) < 1 or math.prod(shape) > EXAMPLE_ELEMENTS:
+        raise ValueError(f"the example must have 1 to {EXAMPLE_ELEMENTS} elements, got {shape}")
 
 
 def check_identities(model: nn.Module, names: list[str]) -> None:

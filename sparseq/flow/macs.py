@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseq.modes import evaluating
+from sparseq.program import Program, shapes
 
 
 def convolution_macs(source: Tensor, weight: Tensor, transposed: bool, result: Tensor) -> int:
@@ -40,6 +42,17 @@ def _integer_convolution(args: Any, result: Tensor) -> int:
     return result.numel() // max(1, result.shape[1]) * args[1].numel()
 
 
+def _network(args: Any, result: list[Tensor]) -> int:
+    """Of a program's convolutions: each pixel of the result takes the whole weight."""
+    program, constants = Program.from_json(args[0]), [c.shape for c in args[1]]
+    found = shapes(program, [x.shape for x in args[2]], constants)[len(program.inputs) :]
+    return sum(
+        math.prod(shape[:3]) * math.prod(constants[i.constants[0]])
+        for i, shape in zip(program.instructions, found, strict=True)
+        if i.op == "conv"
+    )
+
+
 COUNTED: dict[str, Callable[[Any, Any], int]] = {
     "aten::convolution": _convolution,
     "aten::mm": _first,
@@ -53,6 +66,7 @@ COUNTED: dict[str, Callable[[Any, Any], int]] = {
     "sparseq::int4_linear": _first,
     "sparseq::linear_24": _first,
     "sparseq::int8_conv2d": _integer_convolution,
+    "sparseq::network": _network,
 }
 # ops of sparseq that multiply nothing with a weight
 FREE = {"quantize", "dequantize", "fake_quantize", "fake_quantize_backward",

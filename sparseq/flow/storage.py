@@ -23,6 +23,7 @@ from sparseq.flow.header import check_identities, check_states, check_values, re
 from sparseq.flow.precision import own_dtype, restore
 from sparseq.flow.prepare import attach, layers_of, leave_fused_paths, take_attentions
 from sparseq.flow.resize import noted_sizes, restore_sizes
+from sparseq.lower import Lowered, layerwise, lower
 from sparseq.nn import InputGrid, MultiheadAttention, SparseQuantLayer, integer_type, outputs_first
 from sparseq.packed import PackedWeight
 from sparseq.spec import Layer, Quant
@@ -90,6 +91,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.torch import save_file
 
+    lowered = None
+    if isinstance(model, Lowered):
+        dtype = str(model.dtype).removeprefix("torch.")
+        lowered = {"shape": list(model.shape), "dtype": dtype}
+        model = layerwise(model)
     int4 = {
         f"{name}.weight_values"
         for name, m in model.named_modules()
@@ -101,7 +107,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if isinstance(value, Tensor):
             parts, entries[name] = encode(name, value, name in int4)
             tensors.update({key: part.clone() for key, part in parts.items()})
-    header = {**_structure(model), "tensors": entries}
+    header = {**_structure(model), "lowered": lowered, "tensors": entries}
     text = json.dumps(header)
     metadata = {KEY: text, f"{KEY}_sha256": _digest(text, tensors)}
     with atomic_path(path) as temporary:
@@ -196,7 +202,8 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         model: as the saved one was before prepare; changed only after the file proved to be sound.
 
     Returns:
-        The model, with sparseq's modules in it; in eval mode if it was converted.
+        The model, with sparseq's modules in it; in eval mode if it was converted, and lowered again
+        (a `sparseq.lower.Lowered` around it) if it was lowered.
 
     Raises:
         FileNotFoundError: no such file.
@@ -224,4 +231,9 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         raise ValueError(f"load: {str(path)!r} does not fit this model: {detail}") from error
     model = _restore_structure(model, header)
     model.load_state_dict(state)
-    return model.eval() if header["integer"] or header.get("floats") else model
+    model = model.eval() if header["integer"] or header.get("floats") else model
+    lowered = header.get("lowered")  # files of earlier versions have none
+    if lowered is not None:
+        example = torch.zeros(lowered["shape"], dtype=getattr(torch, lowered["dtype"]))
+        return lower(model, example)  # type: ignore[return-value]
+    return model

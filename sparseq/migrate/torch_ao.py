@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from sparseq.flow.convert import set_module
-from sparseq.flow.fold import affine_of
 from sparseq.flow.prepare import attach, transform_of
 from sparseq.migrate.functional import Functional
 from sparseq.migrate.grids import Grid, input_spec, read_grid, set_input, set_weight, weight_spec
 from sparseq.migrate.producers import follow
 from sparseq.nn import INTEGER_LAYERS
+from sparseq.nn.batch_norm import affine_of
 from sparseq.quant import FakeQuantize, freeze_batch_norms
 from sparseq.spec import Layer
 

@@ -46,7 +46,10 @@ class SparseQuantLayer(FromFloat):
         float_weight: the dequantised weight, where float32 was chosen over integers; never saved.
         rows: how many rows (output pixels) a call is expected to have; None if nobody said.
         choice: the kernel, and why.
+        revision: grows with each weight, state or kernel that the layer takes.
     """
+
+    revision = 0
 
     own_range = "each batch's own range"
     by_rows = False
@@ -190,6 +193,7 @@ class SparseQuantLayer(FromFloat):
             raise ValueError(f"use: kernel must be one that this layer has, got {kernel!r}")
         self.tiles, self.float_weight = tiles, float_weight
         self.choice = Choice(kernel, reason)
+        self.revision += 1
 
     @staticmethod
     def _float_layout(weight: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from sparseq.ops.affine import (
     unpack_int4,
 )
 from sparseq.ops.gemm import int8_conv2d, int8_linear, int8_tiles, tile_kind
+from sparseq.ops.network import network
 from sparseq.ops.observe import histogram
 from sparseq.ops.sparse24 import mask_24, pack_24, unpack_24
 from sparseq.ops.training import fake_quantize, fake_quantize_observed
@@ -29,6 +30,7 @@ __all__ = [
     "linear_24",
     "mask_24",
     "minmax",
+    "network",
     "pack_24",
     "pack_int4",
     "quantize",

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from sparseq.ops.check import check_tensor, values_visible
+from sparseq.program import ACTIVATIONS
 
 MAX_DEPTH = 33025  # products of one sum that surely fit int32: (2^31 - 1) / 255^2
 MAX_WINDOW = 2**31  # stride, padding, dilation: coordinates stay far inside of int64
 BYTES = (torch.int8, torch.uint8)
 STORED = (torch.int8, torch.uint8, torch.float32, torch.float16, torch.bfloat16)
-ACTIVATIONS = ("none", "relu", "relu6", "hardswish")
+CUDA_ACTIVATIONS = ("none", "relu", "relu6", "hardswish")
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -149,8 +150,10 @@ def fused_arguments(
     else:
         byte = (-128, 127) if x.dtype == torch.int8 else (0, 255)
         _check_grid(op, "x", x_scale, x_zero, (x_low, x_high) if floating else byte)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation must be one of {ACTIVATIONS}, got {activation!r}")
+    served = CUDA_ACTIVATIONS if x.is_cuda else ACTIVATIONS
+    if activation not in served:
+        where = " on CUDA" if x.is_cuda else ""
+        raise ValueError(f"{op}: activation must be one of {served}{where}, got {activation!r}")
     if residual is not None:
         check_tensor(op, "residual", residual)
         _check_dtype(op, "residual", residual.dtype, STORED)

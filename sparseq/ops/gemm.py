@@ -66,7 +66,9 @@ def int8_linear(
         x_scale: float32, one element, positive and finite.
         x_range: least and greatest integer that a float x is quantised to, in [-128, 127] (the
             default, all of it) or [0, 255].
-        activation: "none", "relu", "relu6" or "hardswish", as torch computes them.
+        activation: "none", "relu", "relu6" or "hardswish", as torch computes them; on the CPU also
+            "hardsigmoid", "sigmoid", "silu", "tanh", "gelu" or "gelu_tanh", each a fixed sequence
+            of float32 operations (`sparseq.reference.functions`).
         residual: added before the activation: y's shape, float32, float16, bfloat16, or int8 or
             uint8 with residual_scale; any strides.
         residual_scale: float32, one element: `(residual - residual_zero) * residual_scale` is

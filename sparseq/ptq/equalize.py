@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseq.flow.fold import affine_of
 from sparseq.flow.prepare import original_weight
+from sparseq.nn.batch_norm import affine_of
 from sparseq.ptq.columns import column_ranges, divide, scaled_columns, scaled_rows, set_weight
 from sparseq.ptq.graph import LAYERS, Graph, Readers, Use
 from sparseq.spec import Layer

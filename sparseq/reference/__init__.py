@@ -19,6 +19,7 @@ from sparseq.reference.affine import (
     unpack_int4,
 )
 from sparseq.reference.gemm import int8_conv2d, int8_linear, row_grid
+from sparseq.reference.network import layer_norm, network
 from sparseq.reference.sparse24 import mask_24, pack_24, unpack_24
 from sparseq.reference.weight_only import int4_linear, linear_24
 
@@ -33,9 +34,11 @@ __all__ = [
     "int4_linear",
     "int8_conv2d",
     "int8_linear",
+    "layer_norm",
     "linear_24",
     "mask_24",
     "minmax",
+    "network",
     "pack_24",
     "pack_int4",
     "quantize",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparseq.reference.affine import dequantize, quantize
+from sparseq.reference.functions import activate
 
 
 def _centred(q: Tensor, zero: Tensor | None) -> Tensor:
@@ -89,8 +90,7 @@ def _finish(
         if residual_scale is not None and not residual.is_floating_point():
             residual = dequantize(residual, residual_scale, residual_zero)
         y = y + residual.float()
-    if activation != "none":
-        y = getattr(torch.nn.functional, activation)(y)
+    y = activate(y, activation)
     if dtype.is_floating_point or y_scale is None:
         return y.to(dtype)
     return quantize(y, y_scale, y_zero, y_min, y_max)

@@ -1,4 +1,4 @@
-"""Images and labels for the exercise: scikit-learn's digits, CIFAR-10, or a file of arrays."""
+"""Images and labels for the exercise: scikit-learn's digits, CIFAR-10, arrays, image files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from sparseq.run.image_folder import read_folder
 
 __all__ = ["ARRAYS", "Dataset", "load"]
 
@@ -70,22 +72,28 @@ class Dataset:
         out = (images.float() - self.mean) / self.std
         return out.contiguous(memory_format=torch.channels_last)
 
-    def train_batches(self, size: int, generator: torch.Generator) -> Iterator[Any]:
+    def train_batches(
+        self, size: int, generator: torch.Generator, rank: int = 0, ranks: int = 1
+    ) -> Iterator[Any]:
         """Yield one epoch of shuffled, augmented, normalised ``(images, labels)``.
 
         Args:
             size: images in a batch; a shorter rest is left out of this epoch, unless it is all.
-            generator: source of every random choice.
+            generator: source of every random choice; equal on all ranks.
+            rank: which part of each batch, from 0.
+            ranks: in how many parts the batches are split.
         """
         count = len(self.x_train)
         order = torch.randperm(count, generator=generator)
         for start in range(0, max(count - size, 0) + 1, size):
             index = order[start : start + size]
-            yield self.normalise(self._augment(self.x_train[index], generator)), self.y_train[index]
+            mine = slice(rank, None, ranks)
+            images = self._augment(self.x_train[index], generator)[mine]
+            yield self.normalise(images), self.y_train[index[mine]]
 
-    def test_batches(self, size: int = 256) -> Iterator[Any]:
-        """Yield the normalised test ``(images, labels)`` in order."""
-        for start in range(0, len(self.x_test), size):
+    def test_batches(self, size: int = 256, rank: int = 0, ranks: int = 1) -> Iterator[Any]:
+        """Yield the normalised test ``(images, labels)`` in order; of several ranks, a part."""
+        for start in range(rank * size, len(self.x_test), ranks * size):
             stop = start + size
             yield self.normalise(self.x_test[start:stop]), self.y_test[start:stop]
 
@@ -111,21 +119,23 @@ class Dataset:
         )
 
 
-def load(source: str, root: str | os.PathLike[str] = "data") -> Dataset:
-    """Load a data set by name or from a file.
+def load(source: str, root: str | os.PathLike[str] = "data", *, image_size: int = 32) -> Dataset:
+    """Load a data set by name, from a file or from a folder.
 
     Args:
         source: ``"digits"`` (1,797 real 8x8 digits that scikit-learn ships), ``"cifar10"``
-            (torchvision's, downloaded on first use) or the path of an .npz file with the arrays
+            (torchvision's, downloaded on first use), the path of an .npz file with the arrays
             x_train, x_test: images ``(N, H, W, C)`` or ``(N, H, W)``, uint8 or floating point,
-            and y_train, y_test: classes ``(N,)``, integers from 0.
+            and y_train, y_test: classes ``(N,)``, integers from 0; or a folder of images,
+            train/CLASS/*.png and test/CLASS/*.png (val/ serves, too).
         root: folder for downloads.
+        image_size: a folder's images become squares of so many pixels.
 
     Returns:
         The data set.
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        FileNotFoundError: the file or the folder does not exist.
         ValueError: the source is unknown, or the file is damaged or its arrays are not as above.
         OSError: a download failed.
     """
@@ -133,8 +143,12 @@ def load(source: str, root: str | os.PathLike[str] = "data") -> Dataset:
         return _digits()
     if source == "cifar10":
         return _cifar10(root)
+    if Path(source).is_dir():
+        return _from_arrays(Path(source).name, read_folder(Path(source), image_size), source)
     if not source.endswith(".npz"):
-        raise ValueError(f"data: must be digits, cifar10 or {_EXPECTED}, got {source!r}")
+        raise ValueError(
+            f"data: must be digits, cifar10, a folder of images, or {_EXPECTED}, got {source!r}"
+        )
     return _from_arrays(Path(source).stem, _read(Path(source)), source)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 __all__ = ["MODELS", "ResNet", "build", "parameters"]
 
-MODELS = ("small", "resnet18")
+MODELS = ("small", "resnet20", "resnet18")
 
 
 class Block(nn.Module):
@@ -93,6 +93,8 @@ def build(name: str, channels: int, classes: int, *, student: bool = False) -> n
     """Build a network of the exercise, or the student that distillation trains in its place.
 
     ``small`` is a 14-layer residual network of width 32; its student has 8 layers of width 16.
+    ``resnet20`` is He et al.'s for CIFAR-10 (width 16, 0.27 million parameters) but for 1x1
+    convolutions where shapes change; its student has 8 layers of width 12.
     ``resnet18`` is torchvision's with the stem for small images (3x3, stride 1, no pooling); its
     student has one block in each of the four stages and half the width.
 
@@ -113,6 +115,8 @@ def build(name: str, channels: int, classes: int, *, student: bool = False) -> n
     if name == "small":
         shape = {"width": 16, "depth": 1} if student else {"width": 32, "depth": 2}
         return ResNet(channels, classes, **shape)
+    if name == "resnet20":
+        return ResNet(channels, classes, width=12 if student else 16, depth=1 if student else 3)
     if student:
         return ResNet(channels, classes, width=32, depth=1, stages=4)
     from torchvision.models import resnet18

@@ -1,9 +1,7 @@
-"""Progress bars of the exercise: one for the whole run, one for the stage at work."""
+"""Progress bars of the exercise: one for the whole run, one for each stage at work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -11,6 +9,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -20,29 +19,31 @@ __all__ = ["Bars"]
 
 
 class Bars:
-    """Shows how far a run is. Finished stages stay on the screen as a line each.
+    """Shows how far a run is and how long it will take. Finished stages stay as a line each.
 
     On something that is not a terminal only these lines are printed.
 
     Args:
-        stages: how many stages the run has.
-        console: where to print.
+        steps: that all stages take together.
+        console: where to print; None for nowhere: one of several processes talks.
     """
 
-    def __init__(self, stages: int, console: Console) -> None:
+    def __init__(self, steps: int, console: Console | None) -> None:
         self.console = console
+        shown = console is not None and console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description:<28}"),
+            TextColumn("{task.description:<16}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not shown,
             transient=True,
         )
-        self._whole = self._progress.add_task("[bold]all stages", total=stages, note="")
+        self._whole = self._progress.add_task("[bold]all stages", total=steps, note="")
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:
         """Show the bars."""
@@ -58,28 +59,22 @@ class Bars:
         """Take the bars away."""
         self._progress.stop()
 
-    @contextmanager
-    def stage(self, name: str, steps: int) -> Iterator[Callable[[float], None]]:
-        """Show a bar for one stage while the block runs.
+    def start(self, name: str, steps: int, done: int = 0) -> None:
+        """Show a bar for a stage of so many steps, of which the first are done."""
+        self._tasks[name] = self._progress.add_task(name, total=steps, completed=done, note="")
+        self.skip(done)
 
-        Args:
-            name: what the stage does.
-            steps: how often the yielded function will be called.
+    def skip(self, steps: int) -> None:
+        """So many steps of the run were done before."""
+        self._progress.advance(self._whole, steps)
 
-        Yields:
-            A function to call after every step with its loss.
-        """
-        task = self._progress.add_task(name, total=steps, note="")
-
-        def advance(loss: float) -> None:
-            self._progress.update(task, advance=1, note=f"loss {loss:.3f}")
-
-        try:
-            yield advance
-        finally:
-            self._progress.remove_task(task)
+    def step(self, name: str, loss: float) -> None:
+        """One more step of a stage."""
+        self._progress.update(self._tasks[name], advance=1, note=f"loss {loss:.3f}")
         self._progress.advance(self._whole)
 
-    def say(self, line: str) -> None:
-        """Print a line above the bars."""
-        self.console.print(line, highlight=False)
+    def finish(self, name: str, line: str) -> None:
+        """Put a line in the place of a stage's bar."""
+        self._progress.remove_task(self._tasks.pop(name))
+        if self.console is not None:
+            self.console.print(line, highlight=False)

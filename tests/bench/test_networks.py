@@ -23,7 +23,8 @@ except SystemExit as refusal:
 networks.main(["smoke"], pathlib.Path(sys.argv[1]))
 print(list(networks.OURS))
 """
-OURS = ["sparseq INT8", "sparseq INT8 2:4"]
+OURS = ["sparseq INT8", "sparseq INT8, 7-bit weights", "sparseq INT8 2:4",
+        "sparseq INT8 2:4, 7-bit weights"]  # fmt: skip
 
 
 def test_smoke(tmp_path):

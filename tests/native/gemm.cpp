@@ -91,7 +91,9 @@ static float ref_epilogue(const Epilogue& e, int64_t acc, int64_t m, int64_t n, 
       t = t < 0 ? 0.f : t > 6 ? 6.f : t;
       y = y * t;
       y = y / 6.f;
+      break;
     }
+    default: break;  // tests/ops/test_int8_fused.py has them all
   }
   return y;
 }

@@ -253,7 +253,7 @@ FUSED = [
     ({**float_x, "x_range": (5, 5)}, ValueError, r"first less than the second, got \(5, 5\)"),
     ({**float_x, "x_range": (0, 1.5)}, TypeError, r"x_range must be two whole numbers, got \(0,"),
     ({**float_x, "x_range": 8}, TypeError, "x_range must be two whole numbers, got 8"),
-    ({"activation": "gelu"}, ValueError, "activation must be one of .* got 'gelu'"),
+    ({"activation": "elu"}, ValueError, "activation must be one of .* got 'elu'"),
     ({"residual": ones}, ValueError, r"residual must have the shape of .*\(4, 4\), got \(4,\)"),
     ({"residual": ones.double()}, TypeError, "residual must be int8, .* got float64"),
     ({"residual": [1.0]}, TypeError, "residual must be a tensor, got list"),
@@ -409,7 +409,7 @@ RAW = {
         x, int8, ones, zeros(-128), None, None, x_scale=ones[:1], x_min=-127
     ),
     "linear x_zero of rows": lambda: raw.int8_linear(x, int8, ones, zeros(1), None, None),
-    "linear activation": lambda: linear(int8, activation="gelu"),
+    "linear activation": lambda: linear(int8, activation="elu"),
     "linear residual shape": lambda: linear(int8, residual=ones),
     "linear residual dtype": lambda: linear(int8, residual=torch.ones(4, 4).double()),
     "linear residual scale": lambda: linear(int8, residual=int8[:, :4]),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from network_cases import small_network
 
 from sparseq import ops, reference
 from sparseq.export.translate import NOT_EXPORTED, translations
@@ -37,6 +38,9 @@ halved_taps = taps * torch.tensor([0, 1], dtype=torch.int8).reshape(2, 1, 1)
 
 def leaf(value):
     return value.clone().requires_grad_()
+
+
+program, constants, (picture,) = small_network()
 
 
 # Argument sets for opcheck, at least one an op; those with a leaf() check autograd too. A dict at
@@ -177,6 +181,11 @@ ROWS = {
     ],
     "tiles_24": [(kept, positions, 6), (kept.half(), positions, 6)],
     "int8_tiles": [(weight, 1), (taps[:4], 2), (taps[:4, :1], 4), (halved, 1, "dense")],
+    "network": [
+        (program.to_json(), constants, [picture]),
+        (program.to_json(), constants, [leaf(picture)]),
+        (program.to_json(), constants, [picture[:0]]),
+    ],
     "mask_24": [(x,), (image.half(),), (x.transpose(0, 2).bfloat16(),), (x[:0],)],
     "pack_24": [
         (halved,),
@@ -215,7 +224,7 @@ def test_rows_agree_with_the_reference(name):
         with torch.no_grad():
             got = getattr(raw, name)(*arguments, **keywords)
             wanted = getattr(reference, name)(*arguments, **keywords)
-        got, wanted = (v if isinstance(v, tuple) else (v,) for v in (got, wanted))
+        got, wanted = (v if isinstance(v, (tuple, list)) else (v,) for v in (got, wanted))
         for value, exact in zip(got, wanted, strict=True):
             assert value.shape == exact.shape and value.dtype == exact.dtype
             torch.testing.assert_close(value, exact, rtol=1e-5, atol=1e-5)

@@ -117,7 +117,7 @@ def test_missing_file(tmp_path):
 
 
 def test_unknown_source():
-    with pytest.raises(ValueError, match=r"must be digits, cifar10 or .*got 'mnist'"):
+    with pytest.raises(ValueError, match=r"must be digits, cifar10, a folder .*got 'mnist'"):
         data.load("mnist")
 
 
@@ -199,3 +199,64 @@ def test_cifar10_failing_download_names_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
     with pytest.raises(OSError, match=r"CIFAR-10 could not be downloaded to .*corrupted"):
         data.load("cifar10", root=tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of pictures, one of them all red; of several sizes and kinds of file."""
+    image = pytest.importorskip("PIL.Image")
+    sizes = [(16, 16), (24, 16), (16, 40), (64, 64)]
+    for part, count in (("train", 4), ("test", 2)):
+        for label, colour in (("blue", (0, 0, 200)), ("red", (200, 0, 0))):
+            (tmp_path / part / label).mkdir(parents=True)
+            for number, size in enumerate(sizes[:count]):
+                ending = "jpg" if number % 2 else "png"
+                path = tmp_path / part / label / f"{number}.{ending}"
+                image.new("RGB", size, colour).save(path)
+    return tmp_path
+
+
+def test_a_folder_of_images(folder):
+    loaded = data.load(str(folder), image_size=16)
+    assert loaded.name == folder.name and loaded.classes == 2 and loaded.flip
+    assert loaded.x_train.shape == (8, 3, 16, 16) and loaded.x_train.dtype == torch.uint8
+    assert loaded.y_train.tolist() == [0] * 4 + [1] * 4 and loaded.y_test.tolist() == [0, 0, 1, 1]
+    red = loaded.x_train[loaded.y_train == 1].float()
+    assert (red[:, 0] - 200).abs().max() <= 3 and red[:, 1:].max() <= 3  # JPEG is near
+    (folder / "test").rename(folder / "val")
+    assert torch.equal(data.load(str(folder), image_size=16).x_test, loaded.x_test)
+
+
+def test_images_are_cut_to_their_middle(folder):
+    from PIL import Image
+
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, 4:12] = 255
+    Image.fromarray(wide).save(folder / "train" / "red" / "0.png")
+    loaded = data.load(str(folder), image_size=8)
+    assert loaded.x_train[4].min() == 255
+
+
+def test_a_folder_that_lacks_something(folder):
+    (folder / "test" / "red").rename(folder / "test" / "green")
+    with pytest.raises(ValueError, match=r"test must hold the classes of .*train: blue, red; got"):
+        data.load(str(folder))
+    (folder / "test" / "green").rename(folder / "elsewhere")
+    (folder / "test").rename(folder / "tests")
+    with pytest.raises(
+        ValueError, match=r"must hold train/CLASS/\*\.png .*; there is no folder val"
+    ):
+        data.load(str(folder))
+    (folder / "tests").rename(folder / "test")
+    for path in (folder / "test" / "blue").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=r"test must hold CLASS/\*\.png: .*blue"):
+        data.load(str(folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_a_damaged_image_is_named(folder, content):
+    path = folder / "train" / "blue" / "3.jpg"
+    path.write_bytes(path.read_bytes()[:200] if content is None else content)
+    with pytest.raises(ValueError, match=r"data: .*train/blue/3\.jpg must be an image: "):
+        data.load(str(folder))

@@ -11,7 +11,9 @@ def test_student_has_at_most_a_quarter_of_the_parameters(name):
 
 
 @pytest.mark.parametrize("student", [False, True])
-@pytest.mark.parametrize(("name", "size"), [("small", 8), ("small", 32), ("resnet18", 32)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("small", 8), ("small", 32), ("resnet20", 32), ("resnet18", 32)]
+)
 def test_shapes(name, size, student):
     model = models.build(name, 1, 7, student=student).eval()
     assert model(torch.randn(2, 1, size, size)).shape == (2, 7)
@@ -38,7 +40,16 @@ def test_resnet18_keeps_its_resolution_for_small_images():
 
 
 def test_errors_name_the_argument():
-    with pytest.raises(ValueError, match="model: must be one of small, resnet18, got 'vgg'"):
+    with pytest.raises(
+        ValueError, match="model: must be one of small, resnet20, resnet18, got 'vgg'"
+    ):
         models.build("vgg", 3, 10)
     with pytest.raises(ValueError, match="width must be at least 1, got 0"):
         models.ResNet(3, 10, width=0)
+
+
+def test_resnet20_is_the_paper_s():
+    model = models.build("resnet20", 3, 10)
+    layers = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    assert sum("shortcut" not in n for n, m in model.named_modules() if m in layers) == 20
+    assert 0.27e6 < models.parameters(model) < 0.275e6

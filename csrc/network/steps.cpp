@@ -1,0 +1,147 @@
+#include "steps.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sparseq::network {
+
+LoadStep::LoadStep(const gemm::Pixels& pixels, Place x_, Place y_, int64_t threads)
+    : x(x_),
+      y(y_),
+      runs(pixels),
+      channels(pixels.channels),
+      plane(pixels.plane),
+      blocks((runs.length + kBlock - 1) / kBlock) {
+  share = network::share(runs.count * blocks, double(kBlock * channels), threads);
+}
+
+void LoadStep::bind(const Call& call) {
+  from = reinterpret_cast<const float*>(call.at(x));
+  to = reinterpret_cast<float*>(call.at(y));
+}
+
+void LoadStep::run(int64_t begin, int64_t end) const {
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t run = item / blocks, first = item % blocks * kBlock, rows = std::min(kBlock, runs.length - first);
+    const float* source = from + runs.offset(run) + first * runs.stride;
+    float* target = to + (run * runs.length + first) * channels;
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t row = 0; row < rows; ++row) target[row * channels + c] = source[row * runs.stride + c * plane];
+  }
+}
+
+void QuantiseStep::bind(const Call& call) {
+  conversion.whole.input = call.at(x);
+  conversion.whole.output = call.at(y);
+}
+
+void MapStep::prepare() {
+  if (map.x.type != Element::u8 || map.y.type != Element::u8 || scale >= 0) return;
+  auto table = std::make_shared<std::array<uint8_t, 256>>();
+  map_bytes(map, table->data());
+  bytes = std::move(table);
+  map.bytes = bytes->data();
+}
+
+void MapStep::bind(const Call& call) {
+  map.x.data = call.at(x);
+  map.y.data = call.at(y);
+  map.scale = call.floats(scale);
+  map.shift = call.floats(shift);
+}
+
+void PadStep::fill(uint8_t* to, int64_t pixels) const {
+  const int value = element == 1 ? line.map.y.zero : 0;
+  std::memset(to, value, size_t(pixels * line.map.y.pixel * element));
+}
+
+void PadStep::run(int64_t begin, int64_t end) const {
+  const int64_t y_pixel = line.map.y.pixel * element;
+  const int64_t x_line = x_width * line.map.x.pixel * (line.map.x.type == Element::u8 ? 1 : 4);
+  for (int64_t item = begin; item < end; ++item) {
+    auto* to = static_cast<uint8_t*>(line.map.y.data) + item * width * y_pixel;
+    const int64_t image = item / lines, row = item % lines - above;
+    if (row < 0 || row >= x_height) {
+      fill(to, width);
+      continue;
+    }
+    fill(to, before);
+    fill(to + (before + x_width) * y_pixel, width - before - x_width);
+    if (!copy) continue;
+    Map of_line = line.map;
+    of_line.x.data = static_cast<const uint8_t*>(line.map.x.data) + (image * x_height + row) * x_line;
+    of_line.y.data = to + before * y_pixel;
+    line.kernels->map(of_line, 0, x_width);
+  }
+}
+
+void BinaryStep::bind(const Call& call) {
+  binary.a.data = call.at(a);
+  binary.b.data = call.at(b);
+  binary.y.data = call.at(y);
+}
+
+void PoolStep::bind(const Call& call) {
+  pool.x.data = call.at(x);
+  pool.y.data = call.at(y);
+}
+
+void PoolStep::run(int64_t begin, int64_t end) const {
+  const int64_t channels = pool.x.channels;
+  if (blocks == 1) return kernels->pool(pool, begin, end, 0, channels);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t pixel = item / blocks, first = item % blocks * kChannels;
+    kernels->pool(pool, pixel, pixel + 1, first, std::min(first + kChannels, channels));
+  }
+}
+
+void NormStep::bind(const Call& call) {
+  norm.x.data = call.at(x);
+  norm.y.data = call.at(y);
+  norm.weight = call.floats(weight);
+  norm.bias = call.floats(bias);
+}
+
+void ConvStep::bind(const Call& call) {
+  const auto* bytes = static_cast<const uint8_t*>(call.constants[size_t(constants[1])]);
+  if (!tiles_ || tiles_at_ != bytes || std::memcmp(&header_, bytes, sizeof header_) != 0) {
+    tiles_.emplace(static_cast<const int8_t*>(call.constants[size_t(constants[0])]),
+                   std::span(bytes, size_t(tiles_bytes)), shape, isa);
+    tiles_at_ = bytes;
+    std::memcpy(&header_, bytes, sizeof header_);
+    divide();
+  }
+  input.data = call.at(x);
+  input.conv = pointwise ? nullptr : &conv;
+  epilogue.multiplier = call.floats(constants[2]);
+  epilogue.bias = call.floats(constants[3]);
+  epilogue.output = call.at(y);
+  if (epilogue.residual_type != Element::none) epilogue.residual = call.at(residual);
+}
+
+void ConvStep::divide() {
+  const gemm::TiledWeight& weight = **tiles_;
+  const int64_t pixels = conv.batch * conv.out_height * conv.out_width;
+  const int64_t outputs = shape.groups * shape.out_channels, depth = shape.taps * shape.in_channels;
+  if (weight.header->kind == gemm::TileKind::depthwise) {
+    depthwise_ = {conv, outputs, weight.pairs, weight.sums};
+    constexpr int64_t tile = 16;  // pixels that the kernel takes together
+    share = network::share((pixels + tile - 1) / tile, double(tile * outputs * (depth + 4)) / 16, threads);
+    share.items = pixels, share.chunk *= tile;
+    return;
+  }
+  plan_ = plan_work(weight.tiles, pixels, gemm::cache_sizes(), int(threads));
+  const double nanoseconds = double(pixels * outputs) * (double(depth) / 80 + 0.5);
+  share = network::share(plan_.items, nanoseconds / double(std::max<int64_t>(1, plan_.items)), threads);
+}
+
+void ConvStep::run(int64_t begin, int64_t end) const {
+  const gemm::TiledWeight& weight = **tiles_;
+  const sparseq::Kernels& kernel = gemm::kernels(isa);
+  if (weight.header->kind == gemm::TileKind::depthwise)
+    kernel.depthwise(depthwise_, input, epilogue, begin, end);
+  else
+    kernel.run(weight.tiles, input, epilogue, plan_, begin, end);
+}
+
+}  // namespace sparseq::network

@@ -1,0 +1,98 @@
+// The threads of one call, walking its steps together: one parallel region for the whole program. No torch.
+#pragma once
+
+#include <sched.h>
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <utility>
+#include <vector>
+
+namespace sparseq::network {
+
+// How a step is divided: claims of `chunk` items.
+struct Share {
+  int64_t items = 0, chunk = 1;
+  int64_t claims() const { return (items + chunk - 1) / chunk; }
+};
+
+// A step of less than about this many nanoseconds is not worth a thread's waiting for its fellows.
+constexpr double kClaim = 3000;
+
+inline Share share(int64_t items, double nanoseconds, int64_t threads) {
+  Share s{items, items > 0 ? items : 1};
+  if (threads < 2 || items < 2) return s;
+  const double most = nanoseconds * double(items) / kClaim;
+  const int64_t claims = most < double(8 * threads) ? int64_t(most) : 8 * threads;
+  if (claims > 1) s.chunk = (items + claims - 1) / claims;
+  return s;
+}
+
+// Every thread calls walk(), at any time, any number of them, and gets its part of what is left: a late one finds
+// nothing to do, and no one waits for a thread that has not come.
+class Team {
+ public:
+  void reset(size_t steps) {
+    if (steps_.size() != steps) steps_ = std::vector<Step>(steps);
+    for (Step& s : steps_) {
+      s.next.store(0, std::memory_order_relaxed);
+      s.done.store(0, std::memory_order_relaxed);
+    }
+    failed_.store(false, std::memory_order_relaxed);
+    error_ = nullptr;
+    claimed_.clear(std::memory_order_relaxed);
+  }
+
+  // share(step) -> Share; run(step, first item, last item + 1). Never throws: see rethrow().
+  template <class ShareOf, class Run>
+  void walk(ShareOf share, Run run) noexcept {
+    for (size_t n = 0; n < steps_.size(); ++n) {
+      Step& s = steps_[n];
+      const Share part = share(n);
+      const int64_t claims = part.claims();
+      if (s.done.load(std::memory_order_acquire) == claims) continue;
+      for (int64_t claim; (claim = s.next.fetch_add(1, std::memory_order_relaxed)) < claims;) {
+        try {
+          const int64_t begin = claim * part.chunk, end = begin + part.chunk;
+          run(n, begin, end < part.items ? end : part.items);
+        } catch (...) {
+          if (!claimed_.test_and_set()) error_ = std::current_exception();
+          failed_.store(true, std::memory_order_release);
+          return;
+        }
+        s.done.fetch_add(1, std::memory_order_acq_rel);
+      }
+      for (int spins = 0; s.done.load(std::memory_order_acquire) < claims; ++spins) {
+        if (failed_.load(std::memory_order_acquire)) return;
+        if (spins < kSpins)
+          pause();
+        else
+          sched_yield();
+      }
+    }
+  }
+
+  // After all threads have walked.
+  void rethrow() {
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+ private:
+  static constexpr int kSpins = 2000;
+  struct alignas(64) Step {
+    std::atomic<int64_t> next = 0, done = 0;
+  };
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+
+  std::vector<Step> steps_;
+  std::atomic<bool> failed_ = false;
+  std::atomic_flag claimed_ = ATOMIC_FLAG_INIT;
+  std::exception_ptr error_;
+};
+
+}  // namespace sparseq::network
