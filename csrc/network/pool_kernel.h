@@ -123,6 +123,7 @@ struct PoolKernel {
 #pragma GCC unroll 8
     for (auto& s : sum) s = F::set_int(0);
     window.each([&](const uint8_t* p) {
+      asm("" : "+r"(p));  // GCC 12, where it vectorises this loop over the scalar trait's lanes, loses pixels
       uint8_t few[kLanes] = {};
       if constexpr (W < kLanes) p = static_cast<const uint8_t*>(std::memcpy(few, p, W));
 #pragma GCC unroll 8

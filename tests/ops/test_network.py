@@ -32,6 +32,7 @@ def assert_as_defined(case):
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.usefixtures("isa")
 def test_each_instruction(op):
     @slow
     @given(cases(op))
@@ -41,10 +42,27 @@ def test_each_instruction(op):
     check()
 
 
-@slow
-@given(cases())
-def test_any_program(case):
-    assert_as_defined(case)
+@pytest.mark.usefixtures("isa")
+def test_any_program():
+    @slow
+    @given(cases())
+    def check(case):
+        assert_as_defined(case)
+
+    check()
+
+
+@pytest.mark.parametrize("channels", [1, 7, 8, 16, 24, 33, 64, 100])
+@pytest.mark.parametrize("grid", [None, Grid(0.0625, 90)])
+@pytest.mark.parametrize("op", ["max_pool", "avg_pool"])
+@pytest.mark.usefixtures("isa")
+def test_windows_of_every_size(op, grid, channels):
+    """Each block of channels over odd and even numbers of pixels."""
+    sizes = [[h, w] for h in (1, 2, 3) for w in (1, 2, 3, 4, 5, 7)]
+    pools = [Instruction(op, (1,), None, (), {"kernel": kernel}) for kernel in sizes]
+    outputs = tuple((2 + n, "pixels") for n in range(len(pools)))
+    program = Program(("pixels",), (Instruction("map", (0,), grid), *pools), outputs)
+    assert_as_defined(Case(program, [], [torch.randn(1, 4, 8, channels) * 3]))
 
 
 @pytest.mark.parametrize("shape", [(3, 17, 4, 5), (1, 17, 4, 5), (3, 17, 1, 1), (1, 17, 1, 1)])
