@@ -23,6 +23,7 @@ import sparseq
 from sparseq import Layer, Plan, Quant, bench
 from sparseq.files import atomic_path
 from sparseq.run import data, models, train
+from sparseq.run.recipe import Training
 
 RESULTS = Path(__file__).parent / "results"
 BASELINE = RESULTS / "cifar10_resnet20.safetensors"
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> None:
     if BASELINE.is_file():
         base.load_state_dict(load_file(BASELINE))
     else:
-        train.train(base, dataset, train.Recipe(epochs=36, rate=0.2, batch=128))
+        train.train(base, dataset, Training(epochs=36, rate=0.2, batch=128))
         save_file({k: v.contiguous() for k, v in base.state_dict().items()}, BASELINE)
     base.eval()
     batches = calibration(dataset)
@@ -107,7 +108,7 @@ def main(arguments: list[str]) -> None:
         model = copy.deepcopy(base)
         if plan is not None:
             sparseq.calibrate(sparseq.prepare(model, plan), batches)
-        recipe = train.Recipe(epochs=EPOCHS, rate=RATE, batch=128, schedule="cosine")
+        recipe = Training(epochs=EPOCHS, rate=RATE, batch=128, schedule="cosine")
         schedule = sparseq.quant.Schedule(model, observers=EPOCHS - 1, batch_norms=EPOCHS - 1)
         train.train(model, dataset, recipe, seed=3, before_epoch=lambda epoch: schedule.step())
         return sparseq.convert(model) if plan is not None else model

@@ -30,6 +30,7 @@ import sparseq
 from sparseq import bench, distill
 from sparseq.files import atomic_path
 from sparseq.run import data, models, train
+from sparseq.run.recipe import Training
 
 EPOCHS, SEEDS, RATE, BATCH = 20, 3, 0.1, 128
 TEMPERATURE, ALPHA = 4.0, 0.1  # alpha: the labels' share
@@ -117,7 +118,7 @@ def main(arguments: list[str]) -> None:
                 continue
             model, start = student(seed), time.perf_counter()
             loss = criterion(method, model, teacher)
-            recipe = train.Recipe(given.epochs, rate=RATE, batch=BATCH)
+            recipe = Training(epochs=given.epochs, rate=RATE, batch=BATCH)
             history = train.train(model, dataset, recipe, criterion=loss, seed=seed)
             if isinstance(loss, distill.Loss):
                 loss.close()

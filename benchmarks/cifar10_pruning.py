@@ -33,6 +33,7 @@ import sparseq
 from sparseq import NM, Channels, Layer, Plan, Unstructured, analysis, bench, sparse
 from sparseq.files import atomic_path
 from sparseq.run import data, train
+from sparseq.run.recipe import Training
 
 ROUNDS, ROUND_EPOCHS, ROUND_RATE = 5, 2, 0.02
 EPOCHS, RATE = 16, 0.1
@@ -92,14 +93,14 @@ class Run:
         self,
         model: nn.Module,
         seed: int,
-        recipe: train.Recipe | None = None,
+        recipe: Training | None = None,
         before_epoch: Callable[[int], None] | None = None,
     ) -> nn.Module:
         """By one cycle of the learning rate, or as the recipe says.
 
         A rate as large as the first training's wins back more than a small one (Renda et al. 2020).
         """
-        recipe = recipe or train.Recipe(self.epochs, RATE, batch=128)
+        recipe = recipe or Training(epochs=self.epochs, rate=RATE, batch=128)
         train.train(model, self.dataset, recipe, seed=seed, before_epoch=before_epoch)
         return model
 
@@ -124,7 +125,7 @@ class Run:
         schedule = sparse.PruningSchedule(
             model, self.rounds, "geometric", scores=scores if criterion else None
         )
-        between = train.Recipe(self.round_epochs, ROUND_RATE, batch=128, schedule="cosine")
+        between = Training(epochs=self.round_epochs, rate=ROUND_RATE, batch=128, schedule="cosine")
         kept = self.out / f"{name}.rounds.pt"
         if kept.is_file():
             state = torch.load(kept, weights_only=True)

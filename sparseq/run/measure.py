@@ -15,6 +15,7 @@ import sparseq
 from sparseq import NM, Unstructured, bench
 from sparseq.analysis.candidates import CANDIDATES
 from sparseq.flow.macs import Counter, count_macs
+from sparseq.lower import layerwise
 from sparseq.run import models
 from sparseq.run.data import Dataset
 from sparseq.run.folder import Stage
@@ -147,6 +148,7 @@ def _times(
 
 
 def _layers(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
+    model = layerwise(model)  # programs call no layer
     rows = sparseq.explain(model).rows
     work = _macs_by_layer(model, example, [row.name for row in rows])
     found = []
