@@ -1,4 +1,4 @@
-"""A build with CUDA serves every op on CUDA but those that are the CPU's alone, on a machine with or without a GPU."""
+"""A build with CUDA serves on CUDA every op but the CPU's own, on a machine with or without a GPU."""
 
 from __future__ import annotations
 
