@@ -1,4 +1,4 @@
-"""A build with CUDA serves on CUDA every op but the CPU's own, on a machine with or without a GPU."""
+"""A build with CUDA serves on CUDA every op but the CPU's own, with or without a GPU at hand."""
 
 from __future__ import annotations
 
