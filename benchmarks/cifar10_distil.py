@@ -4,10 +4,11 @@
                      [--label TEXT] [--smoke]"
 
 Every run of a seed starts from the same weights and sees the same batches in the same order; only
-the loss differs. Runs that OUT (build/cifar10_distil) already holds are not run again. The teacher
-is the committed network (results/cifar10_resnet20.safetensors). --smoke trains for an epoch on a
-few images, into OUT only: it shows that the script works. --label is what the table calls the data:
-say there if DATA are not the original images.
+the loss differs. Runs that OUT (build/cifar10_distil) already holds are not run again; one that was
+killed goes on with its next epoch. The teacher is the committed network
+(results/cifar10_resnet20.safetensors). --smoke trains for an epoch on a few images, into OUT only:
+it shows that the script works. --label is what the table calls the data: say there if DATA are not
+the original images.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import dataclasses
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import cifar10
 import torch
+from resume import trained
 from safetensors.torch import load_file
 from torch import nn
 
@@ -116,16 +117,16 @@ def main(arguments: list[str]) -> None:
             name = f"{method}, seed {seed}"
             if name in found:
                 continue
-            model, start = student(seed), time.perf_counter()
+            model = student(seed)
             loss = criterion(method, model, teacher)
             recipe = Training(epochs=given.epochs, rate=RATE, batch=BATCH)
-            history = train.train(model, dataset, recipe, criterion=loss, seed=seed)
+            path = given.out / (name.replace(",", "").replace(" ", "_") + ".safetensors")
+            history, seconds = trained(
+                model, dataset, recipe, path.with_suffix(".pt"), criterion=loss, seed=seed
+            )
             if isinstance(loss, distill.Loss):
                 loss.close()
-            seconds = time.perf_counter() - start
-            sparseq.save(
-                model, given.out / (name.replace(",", "").replace(" ", "_") + ".safetensors")
-            )
+            sparseq.save(model, path)
             found[name] = {
                 "method": method,
                 "seed": seed,

@@ -3,8 +3,8 @@
     make bench ARGS="cifar10_pruning DATA.npz [OUT] [--stages NAME ...] [--epochs N] [--label TEXT]
                      [--smoke]"
 
-Stages that OUT (build/cifar10_pruning) already holds are not run again; iterative pruning goes on
-from its last round. All start from the committed network
+Stages that OUT (build/cifar10_pruning) already holds are not run again; a training that was killed
+goes on with its next epoch. All start from the committed network
 (results/cifar10_resnet20.safetensors). --stages runs these alone (and "float32"); the table has
 what OUT holds. --label is what the table calls the data: say there if DATA are not the original
 images. --smoke runs stages for a few steps on a few images, into OUT only: it shows that the script
@@ -26,13 +26,14 @@ from typing import Any
 import cifar10
 import numpy as np
 import torch
+from resume import trained
 from safetensors.torch import load_file
 from torch import nn
 
 import sparseq
 from sparseq import NM, Channels, Layer, Plan, Unstructured, analysis, bench, sparse
 from sparseq.files import atomic_path
-from sparseq.run import data, train
+from sparseq.run import data
 from sparseq.run.recipe import Training
 
 ROUNDS, ROUND_EPOCHS, ROUND_RATE = 5, 2, 0.02
@@ -61,6 +62,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.file = self.out / "results.json"
+        self.kept = self.out / "stage.pt"  # of the stage that is being trained
         self.found: dict[str, dict[str, Any]] = (
             json.loads(self.file.read_text()) if self.file.is_file() else {}
         )
@@ -71,11 +73,12 @@ class Run:
     def stage(self, name: str, build: Callable[[], nn.Module]) -> None:
         if name in self.found:
             return
+        path = self.path(name)
+        self.kept = path.with_suffix(".pt")
         start = time.perf_counter()
         model = build()
         seconds = time.perf_counter() - start
         fast = sparseq.convert(model)
-        path = self.path(name)
         sparseq.save(fast, path)
         weights = [m.weight for m in fast.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         self.found[name] = {
@@ -101,7 +104,7 @@ class Run:
         A rate as large as the first training's wins back more than a small one (Renda et al. 2020).
         """
         recipe = recipe or Training(epochs=self.epochs, rate=RATE, batch=128)
-        train.train(model, self.dataset, recipe, seed=seed, before_epoch=before_epoch)
+        trained(model, self.dataset, recipe, self.kept, seed=seed, before_epoch=before_epoch)
         return model
 
     def pruned(self, plan: Plan, escapes: int | None = None) -> nn.Module:
@@ -152,7 +155,7 @@ class Run:
         fixed = self.epochs - max(self.epochs // 5, 1)
 
         def before_epoch(epoch: int) -> None:
-            if epoch == fixed:
+            if epoch >= fixed:  # again where a killed training goes on
                 sparse.freeze_masks(model)
 
         return self.retrain(model, 1, before_epoch=before_epoch)
