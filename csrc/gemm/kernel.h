@@ -58,12 +58,12 @@ struct Driver {
     if (w.kind == sparseq::WeightKind::dense) {
       const int64_t step = 4 * w.panel_width();
       Micro::expand_dense(data + (2 * chunk.count[sparseq::kQuad] + chunk.count[sparseq::kPair]) * step, to,
-                          chunk.count[sparseq::kWide] * Micro::kDenseVectors);
+                          chunk.count);
       return {data, to};
     }
     if constexpr (kExpands) {
       if (!stored) {
-        Micro::expand_sparse(data, to, chunk.count[0] + chunk.count[1] + chunk.count[2]);
+        Micro::expand_sparse(data, to, chunk.blocks());
         return {to, nullptr};
       }
     }
@@ -75,9 +75,8 @@ struct Driver {
   static const uint8_t* ahead(const sparseq::Tiles& w, const sparseq::Chunk& chunk, int64_t chunks_on, int64_t t,
                               int64_t tiles) {
     const uint8_t* data = w.data + chunk.data;
-    const int64_t blocks = chunk.count[0] + chunk.count[1] + chunk.count[2];
     if (tiles == 1) return data + 2048;
-    return t < 2 ? data + chunks_on * w.chunk_bytes() + t * blocks * 64 : nullptr;
+    return t < 2 ? data + chunks_on * w.chunk_bytes() + t * 64 * int64_t{chunk.blocks()} : nullptr;
   }
 
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
@@ -117,7 +116,10 @@ struct Driver {
       for (int64_t c = 0; c < w.chunks; ++c) {
         Weights weights[Micro::kGroupVectors];
         const sparseq::Chunk* of_panel[Micro::kGroupVectors];
+        const int32_t* starts[Micro::kGroupVectors];
         for (int64_t p = 0; p < panels; ++p) {
+          const int64_t panel = group * w.panels + channel_group * panels + p;
+          starts[p] = w.start == nullptr ? nullptr : w.start + panel * w.panel_width();
           of_panel[p] = chunks + p * w.chunks + c;
           weights[p] = prepare(w, *of_panel[p], stored, scratch + p * panel_expanded);
         }
@@ -135,6 +137,7 @@ struct Driver {
                                              chunk.count,
                                              weights[p].data,
                                              weights[p].expanded,
+                                             starts[p],
                                              ahead(w, chunk, chunks_on, t, tiles)};
             micro(operands, tile_acc + p * w.panel_width(), kGroupWidth, c == 0);
           }

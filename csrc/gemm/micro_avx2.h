@@ -1,6 +1,7 @@
 // AVX2 micro-kernels: one loop per class of block (packed.h), each exact for the blocks it gets.
-// Measured on one Zen 3 core at 3.2 GHz, in L1, dense-equivalent GMAC/s: dense quad 122, pair 98, wide 70;
-// 2:4 quad 205, pair 181, wide 95.
+// Measured on one Zen 3 core, within whole products (784 rows, 1152 inputs, 128 channels), dense-equivalent GMAC/s:
+// dense quad 92, pair 81, one vector wide 73, both 64; 2:4 quad 135, pair 121, wide 94. Two multiplications a cycle
+// bound pairs; in wide blocks eight operations a row share four pipes.
 #pragma once
 #include <cstdint>
 
@@ -23,7 +24,7 @@ struct Avx2Micro : Avx2Bytes {
     constexpr int V = kDenseVectors;
     const Vec ones = _mm256_set1_epi16(1);
     Acc c[R][V];
-    load_tile<R, V>(c, acc, stride, first);
+    load_tile<R, V>(c, acc, stride, first ? o.start : nullptr);
     const sparseq::BlockRef* refs = o.refs;
     const uint8_t *w = o.weights, *wide = o.wide;
     int64_t ahead = 0;
@@ -41,7 +42,7 @@ struct Avx2Micro : Avx2Bytes {
         unroll<V>([&](auto v) SPARSEQ_INLINE {
           const Vec sum = _mm256_add_epi16(_mm256_maddubs_epi16(x0, load(w + 32 * v)),
                                            _mm256_maddubs_epi16(x1, load(w + 32 * (V + v))));
-          accumulate(c[r][v], _mm256_madd_epi16(sum, ones));
+          add(c[r][v], _mm256_madd_epi16(sum, ones));
         });
       });
     });
@@ -52,33 +53,48 @@ struct Avx2Micro : Avx2Bytes {
       unroll<R>([&](auto r) SPARSEQ_INLINE {
         const Vec x = broadcast4(p[r] + offset);
         unroll<V>([&](auto v)
-                      SPARSEQ_INLINE { accumulate(c[r][v], _mm256_madd_epi16(_mm256_maddubs_epi16(x, wv[v]), ones)); });
+                      SPARSEQ_INLINE { add(c[r][v], _mm256_madd_epi16(_mm256_maddubs_epi16(x, wv[v]), ones)); });
       });
     });
-    // 4 inputs: inputs 0 and 2, and 1 and 3, as 16-bit integers.
-    each(o.count[sparseq::kWide], wide, 64 * V, [&](const uint8_t* const* p, uint32_t offset) SPARSEQ_INLINE {
-      Vec even[V];
-      unroll<V>([&](auto v) SPARSEQ_INLINE { even[v] = load(wide + 64 * v); });
-      unroll<R>([&](auto r) SPARSEQ_INLINE {
-        const Vec x = broadcast4(p[r] + offset);
-        const Vec x_even = _mm256_and_si256(x, _mm256_set1_epi16(255)), x_odd = _mm256_srli_epi16(x, 8);
-        unroll<V>([&](auto v) SPARSEQ_INLINE {
-          accumulate(c[r][v], _mm256_madd_epi16(x_even, even[v]));
-          accumulate(c[r][v], _mm256_madd_epi16(x_odd, load(wide + 64 * v + 32)));
+    // 4 inputs: of a wide vector |w| and what flips the inputs' bits, of another one w. One |w| has the last register:
+    // with more loads than four a row (two a cycle) those would take longer than the multiplications.
+    const auto some_wide = [&](uint32_t blocks, auto first, auto second) SPARSEQ_INLINE {
+      each(blocks, wide, 64 * V, [&](const uint8_t* const* p, uint32_t offset) SPARSEQ_INLINE {
+        const Vec kept = load(wide + (first ? 0 : 64));
+        unroll<R>([&](auto r) SPARSEQ_INLINE {
+          const Vec x = broadcast4(p[r] + offset);
+          unroll<V>([&](auto v) SPARSEQ_INLINE {
+            const Vec w = v == (first ? 0 : 1) ? kept : reload(wide + 64 * v);
+            const Vec products = (v == 0 ? first : second) ? _mm256_maddubs_epi16(w, xor_memory(x, wide + 64 * v + 32))
+                                                           : _mm256_maddubs_epi16(x, w);
+            accumulate(c[r][v], _mm256_madd_epi16(products, ones));
+          });
         });
       });
-    });
+    };
+    some_wide(o.count[sparseq::kWide], std::true_type{}, std::true_type{});
+    some_wide(o.count[sparseq::kWideFirst], std::true_type{}, std::false_type{});
+    some_wide(o.count[sparseq::kWideSecond], std::false_type{}, std::true_type{});
     store_tile<R, V>(c, acc, stride);
   }
 
   static constexpr int64_t kWideStep = 64 * kDenseVectors;  // bytes per expanded step of 4 inputs
 
-  static void expand_dense(const uint8_t* from, uint8_t* to, uint32_t vectors) {
-    for (uint32_t i = 0; i < vectors; ++i, from += 32, to += 64) {
-      const Vec w = load(from);
-      store(to, _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8));
-      store(to + 32, _mm256_srai_epi16(w, 8));
-    }
+  // The blocks of the classes from kWide on.
+  static void expand_dense(const uint8_t* from, uint8_t* to, const uint32_t* count) {
+    static_assert(kDenseVectors == 2);
+    const auto expand = [&](uint32_t blocks, bool first, bool second) {
+      for (uint32_t b = 0; b < blocks; ++b, from += 64, to += 128) {
+        const Vec w[] = {load(from), load(from + 32)};
+        store(to, first ? _mm256_abs_epi8(w[0]) : w[0]);
+        store(to + 32, flips(w[0]));
+        store(to + 64, second ? _mm256_abs_epi8(w[1]) : w[1]);
+        store(to + 96, flips(w[1]));
+      }
+    };
+    expand(count[sparseq::kWide], true, true);
+    expand(count[sparseq::kWideFirst], true, false);
+    expand(count[sparseq::kWideSecond], false, true);
   }
 
   // w: blocks as stored (96 bytes, kStored) or expanded (128 bytes: the positions split into two index vectors).
@@ -88,7 +104,7 @@ struct Avx2Micro : Avx2Bytes {
   static void sparse(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
     const Vec ones = _mm256_set1_epi16(1);
     Acc c[R][1];
-    load_tile<R, 1>(c, acc, stride, first);
+    load_tile<R, 1>(c, acc, stride, first ? o.start : nullptr);
     const sparseq::BlockRef* refs = o.refs;
     const uint8_t* w = o.weights;
     int64_t ahead = 0;
@@ -108,29 +124,24 @@ struct Avx2Micro : Avx2Bytes {
         const Vec x = broadcast16(p[r] + offset);
         const Vec sum =
             _mm256_add_epi16(_mm256_maddubs_epi16(shuffle(x, i0), w0), _mm256_maddubs_epi16(shuffle(x, i1), w1));
-        accumulate(c[r][0], _mm256_madd_epi16(sum, ones));
+        add(c[r][0], _mm256_madd_epi16(sum, ones));
       });
     });
     each(o.count[sparseq::kPair], [&](const uint8_t* const* p, uint32_t offset, Vec i0, Vec i1) SPARSEQ_INLINE {
       const Vec w0 = load(w), w1 = load(w + 32);
       unroll<R>([&](auto r) SPARSEQ_INLINE {
         const Vec x = broadcast16(p[r] + offset);
-        accumulate(c[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(shuffle(x, i0), w0), ones));
-        accumulate(c[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(shuffle(x, i1), w1), ones));
+        add(c[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(shuffle(x, i0), w0), ones));
+        add(c[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(shuffle(x, i1), w1), ones));
       });
     });
-    // The shuffle writes 0 wherever the index has its top bit set: activations arrive as 16-bit integers.
-    const Vec zero_high = _mm256_set1_epi16(static_cast<short>(0xff00));
     each(o.count[sparseq::kWide], [&](const uint8_t* const* p, uint32_t offset, Vec i0, Vec i1) SPARSEQ_INLINE {
       unroll<2>([&](auto step) SPARSEQ_INLINE {
         const Vec wv = load(w + 32 * step), index = step == 0 ? i0 : i1;
-        const Vec even = _mm256_srai_epi16(_mm256_slli_epi16(wv, 8), 8), odd = _mm256_srai_epi16(wv, 8);
-        const Vec i_even = _mm256_or_si256(index, zero_high);
-        const Vec i_odd = _mm256_or_si256(_mm256_srli_epi16(index, 8), zero_high);
+        const Vec size = _mm256_abs_epi8(wv), flip = flips(wv);
         unroll<R>([&](auto r) SPARSEQ_INLINE {
-          const Vec x = broadcast16(p[r] + offset);
-          accumulate(c[r][0], _mm256_madd_epi16(shuffle(x, i_even), even));
-          accumulate(c[r][0], _mm256_madd_epi16(shuffle(x, i_odd), odd));
+          const Vec y = _mm256_xor_si256(shuffle(broadcast16(p[r] + offset), index), flip);
+          add(c[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(size, y), ones));
         });
       });
     });
@@ -148,14 +159,47 @@ struct Avx2Micro : Avx2Bytes {
   }
 
  private:
-  SPARSEQ_INLINE static void accumulate(Acc& acc, Vec products) {
+  // What the bits of inputs are flipped by, where a weight is negative and where it is not.
+  static Vec flips(Vec w) {
+    return _mm256_xor_si256(_mm256_cmpgt_epi8(zero(), w), _mm256_set1_epi8(static_cast<char>(0x80)));
+  }
+  SPARSEQ_INLINE static void add(Acc& acc, Vec products) {
     acc = _mm256_add_epi32(acc, products);
     pin(acc);
   }
+  // The same and its operands in assembly, for wide blocks, which leave no register free: there gcc 12 hoists the
+  // loads of weights until it spills. Elsewhere it is no faster, or slower (quads, by 4 %).
+  SPARSEQ_INLINE static void accumulate(Acc& acc, Vec products) {
+#ifdef SPARSEQ_PORTABLE_INTRINSICS
+    add(acc, products);
+#else
+    asm volatile("vpaddd %1, %0, %0" : "+x"(acc) : "x"(products));
+#endif
+  }
+  SPARSEQ_INLINE static Vec xor_memory(Vec x, const uint8_t* from) {
+#ifdef SPARSEQ_PORTABLE_INTRINSICS
+    return _mm256_xor_si256(x, load(from));
+#else
+    Vec y;
+    asm volatile("vpxor %2, %1, %0" : "=x"(y) : "x"(x), "m"(*vec(from)));
+    return y;
+#endif
+  }
+  SPARSEQ_INLINE static Vec reload(const uint8_t* from) {
+#ifdef SPARSEQ_PORTABLE_INTRINSICS
+    return load(from);
+#else
+    Vec y;
+    asm volatile("vmovdqa %1, %0" : "=x"(y) : "m"(*vec(from)));
+    return y;
+#endif
+  }
   template <int R, int V>
-  SPARSEQ_INLINE static void load_tile(Acc (&c)[R][V], const int32_t* acc, int64_t stride, bool first) {
+  SPARSEQ_INLINE static void load_tile(Acc (&c)[R][V], const int32_t* acc, int64_t stride, const int32_t* start) {
+    const int32_t* from = start == nullptr ? acc : start;
+    const int64_t step = start == nullptr ? stride : 0;
     unroll<R>([&](auto r) SPARSEQ_INLINE {
-      unroll<V>([&](auto v) SPARSEQ_INLINE { c[r][v] = first ? zero() : load_acc(acc + r * stride + v * kLanes); });
+      unroll<V>([&](auto v) SPARSEQ_INLINE { c[r][v] = load_acc(from + r * step + v * kLanes); });
     });
   }
   template <int R, int V>

@@ -83,7 +83,7 @@ struct DotMicro {
   }
 
   static constexpr int64_t kWideStep = 0;  // no block is ever wide
-  static void expand_dense(const uint8_t*, uint8_t*, uint32_t) {}
+  static void expand_dense(const uint8_t*, uint8_t*, const uint32_t*) {}
   static constexpr int64_t kExpandedBlock = 0;  // 2:4 blocks are read as stored
 
  private:

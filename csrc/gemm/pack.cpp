@@ -21,19 +21,22 @@ struct DensePacker {
   }
 
   void split(int64_t row0, int64_t limit, const BlockRef& ref, std::vector<BlockRef>* list) const {
-    bool quad = true, pair[2] = {true, true};
+    bool quad = true, wide[2][2] = {};  // of the steps, the vectors
     for (int64_t i = 0; i < width; ++i) {
       int8_t w[kDenseBlock];
       gather(row0 + i, limit, ref, w);
-      for (int j = 0; j < kDenseBlock; j += 2) pair[j / 4] = pair[j / 4] && packing::pair_fits(w[j], w[j + 1]);
+      for (int j = 0; j < kDenseBlock; j += 2) wide[j / 4][2 * i / width] |= !packing::pair_fits(w[j], w[j + 1]);
       quad = quad && packing::quad_fits(w[0], w[1], w[4], w[5]) && packing::quad_fits(w[2], w[3], w[6], w[7]);
     }
     if (quad) {
       list[kQuad].push_back(ref);
       return;
     }
-    for (int step = 0; step < 2; ++step)
-      list[pair[step] ? kPair : kWide].push_back(BlockRef{ref.tap, static_cast<uint16_t>(ref.quarter + step)});
+    for (int step = 0; step < 2; ++step) {
+      const auto [first, second] = wide[step];
+      const BlockClass kind = first ? (second ? kWide : kWideFirst) : (second ? kWideSecond : kPair);
+      list[kind].push_back(BlockRef{ref.tap, static_cast<uint16_t>(ref.quarter + step)});
+    }
   }
 
   int64_t write(int64_t row0, int64_t limit, const BlockRef& ref, BlockClass kind, uint8_t* to) const {

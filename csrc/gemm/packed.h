@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -14,8 +15,13 @@ enum class WeightKind : int32_t { dense, sparse24 };
 // The order in which an AVX2 chunk lists its blocks. vpmaddubsw adds two neighbouring u8 x s8 products in
 // int16, so what may be added without saturating depends on the weights alone: 255 * 128 fits, 255 * 129
 // does not. Each block is put in the fastest class that can never overflow, and exactness costs nothing
-// at run time. ISAs with a four-way dot product (VNNI, scalar) put every block in the first class.
-enum BlockClass : int { kQuad = 0, kPair = 1, kWide = 2, kClasses = 3 };
+// at run time. What fits no other class is wide: the unsigned side is |w|, the signed one
+//   y = x - 128 where w >= 0, 127 - x where w < 0  (x with its bits flipped by 0x80 or 0x7f),
+// whose pairs never exceed 2 * 128 * 127 or, below, 2 * 128 * 128; and x w = |w| y + 128 w or + 127 w, a constant
+// of the weights where the sums begin (`start`).
+// ISAs with a four-way dot product (VNNI, scalar) put every block in the first class.
+// Of a dense panel's two vectors the first or the second alone may be wide, the other one a pair.
+enum BlockClass : int { kQuad, kPair, kWide, kWideFirst, kWideSecond, kClasses };
 
 struct Layout {
   int lanes = 8;          // output channels per vector
@@ -50,14 +56,16 @@ struct Operands {
   const BlockRef* refs;
   const uint32_t* count;  // [kClasses]
   const uint8_t* weights;
-  const uint8_t* wide;  // dense: the blocks of class kWide, as 16-bit integers
-  const uint8_t* next;  // weights that will be wanted soon: prefetched at one line per block
+  const uint8_t* wide;   // dense: the blocks of the classes from kWide on, expanded
+  const int32_t* start;  // [panel width]: what the sums of a first chunk begin at; null: 0
+  const uint8_t* next;   // weights that will be wanted soon: prefetched at one line per block
 };
 
 struct Chunk {  // the part of one panel whose weights stay in L1 while the rows pass by
   std::size_t data = 0;
   uint32_t refs = 0;
-  uint32_t count[kClasses] = {0, 0, 0};
+  uint32_t count[kClasses] = {};
+  uint32_t blocks() const { return std::accumulate(count, count + kClasses, uint32_t{0}); }
 };
 
 class AlignedBytes {
@@ -122,6 +130,7 @@ struct PackedWeight : Tiling {  // as packing makes it
   std::vector<BlockRef> refs;
   AlignedBytes data;
   std::vector<int32_t> weight_sum;  // [groups * out_channels], for the zero point
+  std::vector<int32_t> start;       // [groups][panels][width] with classes, else empty
 };
 
 struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
@@ -129,9 +138,15 @@ struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
   const BlockRef* refs = nullptr;
   const uint8_t* data = nullptr;
   const int32_t* weight_sum = nullptr;
+  const int32_t* start = nullptr;  // null without classes
   Tiles() = default;
   Tiles(const PackedWeight& p)  // a view
-      : Tiling(p), chunk(p.chunk.data()), refs(p.refs.data()), data(p.data.data()), weight_sum(p.weight_sum.data()) {}
+      : Tiling(p),
+        chunk(p.chunk.data()),
+        refs(p.refs.data()),
+        data(p.data.data()),
+        weight_sum(p.weight_sum.data()),
+        start(p.start.empty() ? nullptr : p.start.data()) {}
 };
 
 // weight: canonical int8, any values in [-128, 127].

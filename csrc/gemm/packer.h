@@ -9,6 +9,16 @@
 
 namespace sparseq::packing {
 
+// What the sums of a block's wide channels begin at. Its values lie in steps of [width][4].
+inline void add_start(BlockClass kind, const uint8_t* block, int64_t steps, int64_t width, int32_t* start) {
+  const int64_t begin = kind == kWideSecond ? width / 2 : 0, end = kind == kWideFirst ? width / 2 : width;
+  for (int64_t step = 0; step < steps; ++step, block += 4 * width)
+    for (int64_t i = 4 * begin; i < 4 * end; ++i) {
+      const int32_t w = static_cast<int8_t>(block[i]);
+      start[i / 4] += w * (w < 0 ? 127 : 128);
+    }
+}
+
 // split(row0, limit, ref, list) appends the block, or its halves, to list[class]; write(row0, limit, ref, class,
 // odd, to) returns the bytes written, at most block_bytes; odd: every second block of a class. row0: first output
 // channel of the panel (over all groups); limit: one past the last channel of its group.
@@ -31,8 +41,10 @@ void fill(PackedWeight& packed, int64_t block_inputs, int64_t block_bytes, const
 
   const int64_t panels = shape.groups * packed.panels;
   packed.chunk.resize(static_cast<std::size_t>(panels * packed.chunks));
+  if (packed.layout.classes) packed.start.resize(static_cast<std::size_t>(panels * width));
   packed.refs.reserve(static_cast<std::size_t>(panels * blocks));
   packed.data = AlignedBytes(static_cast<std::size_t>(panels * blocks * block_bytes));
+  const int64_t wide_steps = packed.kind == WeightKind::dense ? 1 : 2;
   std::vector<BlockRef> sorted[kClasses];
   std::size_t at = 0;
   for (int64_t panel = 0; panel < panels; ++panel) {
@@ -56,7 +68,10 @@ void fill(PackedWeight& packed, int64_t block_inputs, int64_t block_bytes, const
         chunk.count[k] = static_cast<uint32_t>(sorted[k].size());
         bool odd = false;
         for (const BlockRef& ref : sorted[k]) {
-          const int64_t bytes = write(row0, limit, ref, static_cast<BlockClass>(k), odd, packed.data.data() + at);
+          uint8_t* block = packed.data.data() + at;
+          const int64_t bytes = write(row0, limit, ref, static_cast<BlockClass>(k), odd, block);
+          if (k >= kWide)
+            add_start(static_cast<BlockClass>(k), block, wide_steps, width, packed.start.data() + panel * width);
           odd = !odd;
           packed.refs.push_back(ref);
           at += static_cast<std::size_t>(bytes);

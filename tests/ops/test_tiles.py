@@ -17,7 +17,7 @@ def fnv(data: bytes) -> int:
     return total
 
 
-HEADER = 15 * 8  # bytes before the checksum
+HEADER = 16 * 8  # bytes before the checksum
 
 
 def on_isa(tiles: torch.Tensor, isa: int) -> torch.Tensor:
