@@ -139,6 +139,15 @@ struct Avx2Bytes {
     (void)acc;
 #endif
   }
+  // The sum in assembly, in its place: where no register is free gcc 12 moves each sum once more, and hoists loads of
+  // weights until it spills.
+  __attribute__((always_inline)) static void accumulate(Acc& acc, Vec products) {
+#ifndef SPARSEQ_PORTABLE_INTRINSICS
+    asm volatile("vpaddd %1, %0, %0" : "+x"(acc) : "x"(products));
+#else
+    acc = _mm256_add_epi32(acc, products);
+#endif
+  }
 };
 
 }  // namespace

@@ -41,10 +41,12 @@ struct WorkPlan {
   int64_t rows = 0;
   int64_t row_block = 0;  // rows per work item; their activations stay in L2
   int64_t row_blocks = 0;
-  int64_t items = 0;  // item = (row block, conv group, group of output channels)
+  int64_t items = 0;      // item = (row block, conv group, group of output channels)
+  bool winograd = false;  // then a row of a block is a strip (winograd.h)
 };
 
-WorkPlan plan_work(const Tiling& weight, int64_t rows, const CacheSizes& caches, int threads);
+// conv: of the input, or null
+WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, const CacheSizes& caches, int threads);
 
 // What becomes prepared rows. Floats are quantised, q = clamp(rne(x / scale) + zero_point, low, high) with
 // NaN -> zero_point (section 4 of the design); bytes are copied. Signed values are stored + 128.

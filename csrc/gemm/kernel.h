@@ -82,6 +82,9 @@ struct Driver {
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
                   const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
     if (begin >= end) return;
+    if constexpr (Micro::kWinograd) {
+      if (plan.winograd) return Micro::Winograd::run(w, input, epilogue, plan, begin, end);
+    }
     const bool dense = w.kind == sparseq::WeightKind::dense;
     const int most = dense ? Micro::kDenseRows : Micro::kSparseRows;
     const int64_t taps = w.shape.taps, channel_groups = w.channel_groups();
@@ -155,6 +158,7 @@ struct Driver {
     layout.sparse_rows = Micro::kSparseRows;
     layout.group_vectors = Micro::kGroupVectors;
     layout.classes = Micro::kClassified;
+    layout.winograd = Micro::kWinograd;
     using Rows = RowsKernel<typename Micro::Float>;
     return {name, layout, run, DepthwiseKernel<typename Micro::Float>::run, Rows::quantize, Rows::shift};
   }

@@ -7,6 +7,7 @@
 
 #include "../core/int8_avx2.h"
 #include "micro.h"
+#include "winograd_avx2.h"
 
 namespace {
 
@@ -17,6 +18,8 @@ struct Avx2Micro : Avx2Bytes {
   static constexpr int kSparseRows = 8;
   static constexpr int kGroupVectors = 2;
   static constexpr bool kClassified = true;
+  static constexpr bool kWinograd = true;
+  using Winograd = WinogradAvx2;
 
   // w: the stored blocks of the first two classes; wide: the last class, expanded (expand_dense).
   template <int R>
@@ -167,15 +170,7 @@ struct Avx2Micro : Avx2Bytes {
     acc = _mm256_add_epi32(acc, products);
     pin(acc);
   }
-  // The same and its operands in assembly, for wide blocks, which leave no register free: there gcc 12 hoists the
-  // loads of weights until it spills. Elsewhere it is no faster, or slower (quads, by 4 %).
-  SPARSEQ_INLINE static void accumulate(Acc& acc, Vec products) {
-#ifdef SPARSEQ_PORTABLE_INTRINSICS
-    add(acc, products);
-#else
-    asm volatile("vpaddd %1, %0, %0" : "+x"(acc) : "x"(products));
-#endif
-  }
+  // Operands of wide blocks, which leave no register free, from memory again and again (see accumulate).
   SPARSEQ_INLINE static Vec xor_memory(Vec x, const uint8_t* from) {
 #ifdef SPARSEQ_PORTABLE_INTRINSICS
     return _mm256_xor_si256(x, load(from));

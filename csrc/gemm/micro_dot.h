@@ -18,6 +18,7 @@ struct DotMicro {
   static constexpr int kSparseRows = T::kSparseRows;
   static constexpr int kGroupVectors = 2;
   static constexpr bool kClassified = false;
+  static constexpr bool kWinograd = false;
 
   template <int R>
   static void dense(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {

@@ -30,6 +30,7 @@ struct Layout {
   int sparse_rows = 8;    // and per 2:4 tile (one vector per panel)
   int group_vectors = 2;  // vectors per work item: a full cache line of float32 outputs
   bool classes = false;   // classify blocks (AVX2)
+  bool winograd = false;  // has winograd.h's kernel (AVX2)
 };
 
 struct CacheSizes {
@@ -131,6 +132,7 @@ struct PackedWeight : Tiling {  // as packing makes it
   AlignedBytes data;
   std::vector<int32_t> weight_sum;  // [groups * out_channels], for the zero point
   std::vector<int32_t> start;       // [groups][panels][width] with classes, else empty
+  std::vector<int16_t> winograd;    // U, where the layout and the shape have it (winograd.h)
 };
 
 struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
@@ -138,7 +140,8 @@ struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
   const BlockRef* refs = nullptr;
   const uint8_t* data = nullptr;
   const int32_t* weight_sum = nullptr;
-  const int32_t* start = nullptr;  // null without classes
+  const int32_t* start = nullptr;     // null without classes
+  const int16_t* winograd = nullptr;  // null where there is none (winograd.h)
   Tiles() = default;
   Tiles(const PackedWeight& p)  // a view
       : Tiling(p),
@@ -146,7 +149,8 @@ struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
         refs(p.refs.data()),
         data(p.data.data()),
         weight_sum(p.weight_sum.data()),
-        start(p.start.empty() ? nullptr : p.start.data()) {}
+        start(p.start.empty() ? nullptr : p.start.data()),
+        winograd(p.winograd.empty() ? nullptr : p.winograd.data()) {}
 };
 
 // weight: canonical int8, any values in [-128, 127].

@@ -1,13 +1,15 @@
 #include <algorithm>
 
 #include "gemm.h"
+#include "winograd.h"
 
 namespace sparseq {
 
-WorkPlan plan_work(const Tiling& weight, int64_t rows, const CacheSizes& caches, int threads) {
+WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, const CacheSizes& caches, int threads) {
   WorkPlan plan;
   plan.rows = rows;
   if (rows == 0 || weight.shape.out_channels == 0) return plan;
+  if (const auto found = winograd::plan(weight, conv, caches)) return *found;
   const int64_t tile = weight.tile_rows();
   const int64_t depth = std::max<int64_t>(1, weight.shape.taps * weight.shape.in_channels);
   const int64_t channels = weight.shape.groups * weight.channel_groups();

@@ -8,7 +8,7 @@ namespace {
 void multiply(const TiledWeight& weight, const Input& input, const Epilogue& epilogue, int64_t rows) {
   const Kernels& kernel = kernels(active_isa());
   const int threads = int(torch::stable::get_num_threads());
-  const WorkPlan plan = plan_work(weight.tiles, rows, cache_sizes(), threads);
+  const WorkPlan plan = plan_work(weight.tiles, input.conv, rows, cache_sizes(), threads);
   const WeightShape& s = weight.tiles.shape;
   const int64_t products = rows * s.groups * s.out_channels * s.taps * s.in_channels / std::max<int64_t>(1, plan.items);
   torch::stable::parallel_for(0, plan.items, grain(products / 8),

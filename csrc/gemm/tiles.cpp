@@ -63,7 +63,8 @@ AlignedBytes flatten(const PackedWeight& packed, TileHeader header) {
   std::vector<uint8_t> bytes;
   header.sums_at = aligned(sizeof header);
   header.start_at = place(header.sums_at, packed.weight_sum.data(), int64_t(packed.weight_sum.size()), bytes);
-  header.chunks_at = place(header.start_at, packed.start.data(), int64_t(packed.start.size()), bytes);
+  header.winograd_at = place(header.start_at, packed.start.data(), int64_t(packed.start.size()), bytes);
+  header.chunks_at = place(header.winograd_at, packed.winograd.data(), int64_t(packed.winograd.size()), bytes);
   header.refs_at = place(header.chunks_at, packed.chunk.data(), int64_t(packed.chunk.size()), bytes);
   header.data_at = place(header.refs_at, packed.refs.data(), int64_t(packed.refs.size()), bytes);
   place(header.data_at, packed.data.data(), int64_t(packed.data.size()), bytes);
@@ -156,6 +157,8 @@ TiledWeight view_tiles(const uint8_t* bytes, int64_t size, const WeightShape& sh
   tiles.shape = shape;
   tiles.panels = header->panels, tiles.chunks = header->chunks, tiles.chunk_blocks = header->chunk_blocks;
   tiles.weight_sum = view.sums;
+  if (header->winograd_at != header->chunks_at)
+    tiles.winograd = reinterpret_cast<const int16_t*>(bytes + header->winograd_at);
   if (tiles.layout.classes) tiles.start = reinterpret_cast<const int32_t*>(bytes + header->start_at);
   tiles.chunk = reinterpret_cast<const Chunk*>(bytes + header->chunks_at);
   tiles.refs = reinterpret_cast<const BlockRef*>(bytes + header->refs_at);

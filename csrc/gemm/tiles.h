@@ -1,4 +1,4 @@
-// A packed weight as one flat run of bytes that a tensor can hold: a header, then five arrays, each at a
+// A packed weight as one flat run of bytes that a tensor can hold: a header, then its arrays, each at a
 // multiple of 64 bytes. Made on load for one ISA and never saved by sparseq: modules keep them in buffers that are
 // not persistent. What a call checks is the header, whole, by its checksum, and that it is of this weight's shape
 // and of these bytes' length; the arrays are trusted, since to look at them would take as long as to multiply.
@@ -24,11 +24,11 @@ struct TileHeader {
   int32_t reserved;
   WeightShape shape;
   int64_t panels, chunks, chunk_blocks;
-  int64_t sums_at, start_at, chunks_at, refs_at, data_at, size;  // offsets in bytes
-  uint64_t content;                                              // a hash of the weight
-  uint64_t checksum;                                             // of all that is above
+  int64_t sums_at, start_at, winograd_at, chunks_at, refs_at, data_at, size;  // offsets in bytes
+  uint64_t content;                                                           // a hash of the weight
+  uint64_t checksum;                                                          // of all that is above
 };
-constexpr int32_t kMagic = 0x53514c56;
+constexpr int32_t kMagic = 0x53514c57;
 
 struct TiledWeight {
   const TileHeader* header;

@@ -167,7 +167,7 @@ static void check_outputs(const Kernels& k, const PackedWeight& pw, const Input&
     k.depthwise(*dw, in, e, 0, cut);
     k.depthwise(*dw, in, e, cut, M);
   } else {
-    const WorkPlan plan = plan_work(pw, M, caches, 2);
+    const WorkPlan plan = plan_work(pw, in.conv, M, caches, 2);
     const int64_t cut = uniform(0, static_cast<int>(plan.items));
     k.run(pw, in, e, plan, 0, cut);
     k.run(pw, in, e, plan, cut, plan.items);
@@ -369,7 +369,13 @@ int main() {
       c.out_height = h / c.stride_height + 1;
       c.out_width = x / c.stride_width + 1;
       conv(c, uniform(1, 3), uniform(1, 40), uniform(1, 30), t % 8, sparse, t * 53 % 320, false, caches[t % 2]);
-      if (!sparse) conv(c, uniform(1, 90), 1, 1, t % 8, false, t * 53 % 320, true, caches[0]);
+      if (sparse) continue;
+      conv(c, uniform(1, 90), 1, 1, t % 8, false, t * 53 % 320, true, caches[0]);
+      c.kernel_height = c.kernel_width = 3;  // by Winograd's filtering, where there is room
+      c.stride_height = c.stride_width = c.dilation_height = c.dilation_width = 1;
+      c.out_height = c.height + 2 * c.pad_top - 2;
+      c.out_width = c.width + 2 * c.pad_left - 2;
+      conv(c, 1, 16 * uniform(1, 3), uniform(1, 40), t % 8, false, t * 53 % 320, false, caches[t % 2]);
     }
   }
   rows();

@@ -15,7 +15,10 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 SOURCES = {
     "gemm": [
-        *(f"gemm/{name}.cpp" for name in ("pack", "plan", "scalar", "avx2", "avx_vnni")),
+        *(
+            f"gemm/{name}.cpp"
+            for name in ("pack", "plan", "winograd", "scalar", "avx2", "avx_vnni")
+        ),
         *("gemm/avx512_vnni.cpp", "sparse24/pack.cpp", "sparse24/format.cpp"),
     ],
     "rows": [f"network/{name}.cpp" for name in ("rows", "scalar", "avx2", "avx512")],

@@ -17,7 +17,7 @@ def fnv(data: bytes) -> int:
     return total
 
 
-HEADER = 16 * 8  # bytes before the checksum
+HEADER = 17 * 8  # bytes before the checksum
 
 
 def on_isa(tiles: torch.Tensor, isa: int) -> torch.Tensor:
