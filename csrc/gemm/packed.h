@@ -132,7 +132,7 @@ struct PackedWeight : Tiling {  // as packing makes it
   AlignedBytes data;
   std::vector<int32_t> weight_sum;  // [groups * out_channels], for the zero point
   std::vector<int32_t> start;       // [groups][panels][width] with classes, else empty
-  std::vector<int16_t> winograd;    // U, where the layout and the shape have it (winograd.h)
+  std::vector<int8_t> winograd;     // where the layout and the shape have it (winograd.h)
 };
 
 struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
@@ -140,8 +140,8 @@ struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
   const BlockRef* refs = nullptr;
   const uint8_t* data = nullptr;
   const int32_t* weight_sum = nullptr;
-  const int32_t* start = nullptr;     // null without classes
-  const int16_t* winograd = nullptr;  // null where there is none (winograd.h)
+  const int32_t* start = nullptr;    // null without classes
+  const int8_t* winograd = nullptr;  // null where there is none (winograd.h)
   Tiles() = default;
   Tiles(const PackedWeight& p)  // a view
       : Tiling(p),

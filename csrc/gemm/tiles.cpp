@@ -158,7 +158,7 @@ TiledWeight view_tiles(const uint8_t* bytes, int64_t size, const WeightShape& sh
   tiles.panels = header->panels, tiles.chunks = header->chunks, tiles.chunk_blocks = header->chunk_blocks;
   tiles.weight_sum = view.sums;
   if (header->winograd_at != header->chunks_at)
-    tiles.winograd = reinterpret_cast<const int16_t*>(bytes + header->winograd_at);
+    tiles.winograd = reinterpret_cast<const int8_t*>(bytes + header->winograd_at);
   if (tiles.layout.classes) tiles.start = reinterpret_cast<const int32_t*>(bytes + header->start_at);
   tiles.chunk = reinterpret_cast<const Chunk*>(bytes + header->chunks_at);
   tiles.refs = reinterpret_cast<const BlockRef*>(bytes + header->refs_at);

@@ -28,7 +28,7 @@ struct TileHeader {
   uint64_t content;                                                           // a hash of the weight
   uint64_t checksum;                                                          // of all that is above
 };
-constexpr int32_t kMagic = 0x53514c57;
+constexpr int32_t kMagic = 0x53514c58;
 
 struct TiledWeight {
   const TileHeader* header;

@@ -2,19 +2,14 @@
 
 namespace sparseq::winograd {
 
-void pack(const int8_t* weight, const WeightShape& shape, int16_t* to) {
-  static constexpr int kDoubled[4][3] = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};  // 2 G
-  const int64_t inputs = shape.in_channels, outputs = shape.out_channels;
-  std::fill_n(to, packed_size(shape), int16_t{0});
-  for (int64_t o = 0; o < outputs; ++o)
-    for (int64_t i = 0; i < inputs; ++i)
-      for (int64_t point = 0; point < kPoints; ++point) {
-        int sum = 0;
-        for (int y = 0; y < 3; ++y)
-          for (int x = 0; x < 3; ++x)
-            sum += kDoubled[point / 4][y] * kDoubled[point % 4][x] * weight[(o * 9 + 3 * y + x) * inputs + i];
-        const int64_t row = (o / kGroup * kPoints + point) * (inputs / 2) + i / 2;
-        to[(row * kGroup + o % kGroup) * 2 + i % 2] = static_cast<int16_t>(sum);
+void pack(const int8_t* weight, const WeightShape& shape, int8_t* to) {
+  const int64_t inputs = shape.in_channels;
+  std::fill_n(to, packed_size(shape), int8_t{0});
+  for (int64_t o = 0; o < shape.out_channels; ++o)
+    for (int64_t tap = 0; tap < 9; ++tap)
+      for (int64_t i = 0; i < inputs; ++i) {
+        const int64_t row = (o / kGroup * 9 + tap) * (inputs / 2) + i / 2;
+        to[(row * kGroup + o % kGroup) * 2 + i % 2] = weight[(o * 9 + tap) * inputs + i];
       }
 }
 
@@ -31,9 +26,9 @@ std::optional<WorkPlan> plan(const Tiles& weight, const ConvShape* conv, const C
   WorkPlan plan;
   plan.winograd = true;
   plan.rows = pixels;
-  // The transformed tiles of a block take half of L2.
+  // The transformed tiles of a block take most of L2: U is made anew for each.
   const int64_t bytes = 2 * kPoints * in_strip * weight.shape.in_channels;
-  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(caches.l2 / 2) / bytes);
+  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(caches.l2 * 5 / 6) / bytes);
   plan.row_blocks = (all + most - 1) / most;
   plan.row_block = (all + plan.row_blocks - 1) / plan.row_blocks;
   plan.row_blocks = (all + plan.row_block - 1) / plan.row_block;

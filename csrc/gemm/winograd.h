@@ -12,20 +12,20 @@
 
 namespace sparseq::winograd {
 
-constexpr int64_t kPoints = 16;            // of a transformed tile
-constexpr int64_t kLanes = 16;             // input channels that are transformed together
-constexpr int64_t kGroup = 16;             // output channels of a work item
-constexpr int64_t kMostWeights = 1 << 16;  // in * out: 2 MiB of U, which the direct way would read as 0.6
+constexpr int64_t kPoints = 16;        // of a transformed tile
+constexpr int64_t kLanes = 16;         // input channels that are transformed together
+constexpr int64_t kGroup = 16;         // output channels of a work item
+constexpr int64_t kMostInputs = 1024;  // 4 Y fits int32: 4 * 9 * 1024 * 255 * 128 < 2^31
 
-// How many int16 U has; none of a weight that does without.
+// How many bytes the weights are kept in for it; none where it does not serve.
 inline int64_t packed_size(const WeightShape& s) {
-  const bool packs =
-      s.groups == 1 && s.taps == 9 && s.in_channels % kLanes == 0 && s.in_channels * s.out_channels <= kMostWeights;
-  return packs ? (s.out_channels + kGroup - 1) / kGroup * kGroup * kPoints * s.in_channels : 0;
+  const bool serves = s.groups == 1 && s.taps == 9 && s.in_channels % kLanes == 0 && s.in_channels <= kMostInputs;
+  return serves ? (s.out_channels + kGroup - 1) / kGroup * kGroup * 9 * s.in_channels : 0;
 }
 
-// weight OHWI -> U [group of outputs][point][pair of inputs][output of the group][input of the pair].
-void pack(const int8_t* weight, const WeightShape& shape, int16_t* to);
+// weight OHWI -> [group of outputs][tap][pair of inputs][output of the group][input of the pair]: U, 3.6 times as
+// large, is made of a group as its products want it.
+void pack(const int8_t* weight, const WeightShape& shape, int8_t* to);
 
 // The plan of a convolution that is faster this way; its items are (block of strips, group of outputs), a strip being
 // two lines of an image's output.

@@ -22,10 +22,12 @@ struct WinogradAvx2 : Avx2Bytes {
     const int64_t strips = sparseq::winograd::strips(s), in_strip = sparseq::winograd::tiles(s);
     const int64_t groups = (outputs + kGroup - 1) / kGroup, most = plan.row_block * in_strip;
     const int64_t v_size = 2 * kPoints * most * channels, m_size = 4 * kPoints * most * kGroup;
-    uint8_t* scratch = sparseq::thread_scratch(static_cast<std::size_t>(v_size + m_size + 4 * 4 * in_strip * kGroup));
+    const int64_t u_size = 2 * 4 * channels * kGroup, line_size = 4 * 2 * 2 * in_strip * kGroup;
+    uint8_t* scratch = sparseq::thread_scratch(static_cast<std::size_t>(v_size + m_size + u_size + line_size));
     auto* v = reinterpret_cast<int16_t*>(scratch);
     auto* m = reinterpret_cast<int32_t*>(scratch + v_size);
-    auto* lines = reinterpret_cast<int32_t*>(scratch + v_size + m_size);
+    auto* u = reinterpret_cast<int16_t*>(scratch + v_size + m_size);
+    auto* lines = reinterpret_cast<int32_t*>(scratch + v_size + m_size + u_size);
     int64_t transformed = -1;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t group = item % groups, block = item / groups, first = block * plan.row_block;
@@ -36,9 +38,13 @@ struct WinogradAvx2 : Avx2Bytes {
                 tiles * channels);
         transformed = block;
       }
-      for (int64_t point = 0; point < kPoints; ++point)
-        product(v + point * tiles * channels, w.winograd + (group * kPoints + point) * channels * kGroup, channels,
-                tiles, m + point * tiles * kGroup);
+      unroll<4>([&](auto i) {  // a row of points at a time, so that its U stays near
+        weights<i>(w.winograd + group * 9 * channels * kGroup, channels / 2, u);
+        for (int64_t j = 0; j < 4; ++j) {
+          const int64_t point = 4 * i + j;
+          product(v + point * tiles * channels, u + j * channels * kGroup, channels, tiles, m + point * tiles * kGroup);
+        }
+      });
       const int64_t channel = group * kGroup;
       const EpilogueKernel<Avx2Float> finish(epilogue, w.weight_sum, channel, smaller(kGroup, outputs - channel));
       for (int64_t i = 0; i < count; ++i) {
@@ -98,6 +104,32 @@ struct WinogradAvx2 : Avx2Bytes {
           });
         });
       }
+    }
+  }
+
+  // Row I of (2 G) g (2 G)^T of a group, [point][pair of inputs][output][input].
+  template <int I>
+  static void weights(const int8_t* g, int64_t pairs, int16_t* u) {
+    for (int64_t half = 0; half < 2 * pairs; ++half) {  // 8 outputs of a pair
+      Vec t[3];
+      unroll<3>([&](auto x) SPARSEQ_INLINE {
+        const auto tap = [&](int y) SPARSEQ_INLINE {
+          const int8_t* from = g + ((3 * y + x) * pairs * 2 + half) * 16;
+          return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+        };
+        if constexpr (I == 0 || I == 3) {
+          t[x] = tap(I == 0 ? 0 : 2);
+          t[x] = plus(t[x], t[x]);
+        } else {
+          const Vec outer = plus(tap(0), tap(2));
+          t[x] = I == 1 ? plus(outer, tap(1)) : minus(outer, tap(1));
+        }
+      });
+      const Vec outer = plus(t[0], t[2]);
+      const Vec points[4] = {plus(t[0], t[0]), plus(outer, t[1]), minus(outer, t[1]), plus(t[2], t[2])};
+      unroll<4>([&](auto j) SPARSEQ_INLINE {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(u + (j * pairs * 2 + half) * 16), points[j]);
+      });
     }
   }
 
