@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <cstdio>
+#include <cstdlib>
 #include <random>
 #include <vector>
 
@@ -15,9 +15,7 @@
 
 namespace {
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // The best of many: what the core does when nothing else gets in.
 template <class F>
@@ -45,11 +43,12 @@ double in_l1(int block_class) {
   for (int b = 0; b < blocks; ++b) refs.push_back({0, static_cast<uint16_t>(b * inputs / 4)});
   std::vector<const uint8_t*> pointers;
   for (int r = 0; r < rows; ++r) pointers.push_back(activations.data() + r * 320);
-  uint32_t count[sparseq::kClasses] = {0, 0, 0};
+  uint32_t count[sparseq::kClasses] = {};
+  static const int32_t start[64] = {};
   count[block_class] = static_cast<uint32_t>(blocks);
   const uint8_t* next = MICRO::kClassified ? weights.data() : nullptr;
   const sparseq::Operands operands{pointers.data(), rows,           refs.data(), count,
-                                   weights.data(),  weights.data(), next};
+                                   weights.data(),  weights.data(), start,       next};
   alignas(64) static int32_t acc[64 * 64];
   using Function = void (*)(const sparseq::Operands&, int32_t*, int64_t, bool);
   Function volatile chosen = [] {
@@ -102,8 +101,8 @@ double whole(const sparseq::Kernels& kernel, bool dense, int64_t m, int64_t k, i
   epilogue.zero = 128;
   epilogue.output = y.data();
   epilogue.output_stride = n;
-  const sparseq::WorkPlan plan = sparseq::plan_work(packed, m, caches, 1);
   const sparseq::Tiles tiles(packed);
+  const sparseq::WorkPlan plan = sparseq::plan_work(tiles, nullptr, m, caches, 1);
   return 1e-9 * static_cast<double>(m * k * n) /
          best_of([&] { kernel.run(tiles, input, epilogue, plan, 0, plan.items); });
 }
@@ -111,12 +110,13 @@ double whole(const sparseq::Kernels& kernel, bool dense, int64_t m, int64_t k, i
 template <bool kDense>
 void report(const sparseq::CacheSizes& caches) {
   const sparseq::Kernels& kernel = sparseq::KERNELS();
-  static const char* names[] = {"L1, quads", "L1, pairs", "L1, wide"};
+  static const char* names[] = {"L1, quads", "L1, pairs", "L1, wide", "L1, first wide", "L1, second wide"};
+  constexpr int classes = kDense ? sparseq::kClasses : sparseq::kWide + 1;
   const auto line = [&](const char* work, double rate) {
     std::printf("%s|%s|%s|%.1f\n", kernel.name, kDense ? "dense" : "2:4", work, rate);
   };
   if (!MICRO::kClassified) line("L1", in_l1<kDense>(0));
-  for (int c = 0; MICRO::kClassified && c < sparseq::kClasses; ++c) line(names[c], in_l1<kDense>(c));
+  for (int c = 0; MICRO::kClassified && c < classes; ++c) line(names[c], in_l1<kDense>(c));
   line("512x768->3072", whole(kernel, kDense, 512, 768, 3072, caches));
   line("128x1024->1024", whole(kernel, kDense, 128, 1024, 1024, caches));
   line("16x4096->4096", whole(kernel, kDense, 16, 4096, 4096, caches));

@@ -1,7 +1,7 @@
 """What share of the micro-kernels' own speed in L1 whole layers reach: `make bench ARGS=roof`.
 
 One thread, best of many runs, every vector ISA that this CPU has; bell-shaped weights. On AVX2 a
-layer mixes three classes of blocks, so that its roof lies between theirs; its share is of the
+layer mixes classes of blocks, so that its roof lies between theirs; its share is of the
 fastest.
 """
 
@@ -22,7 +22,8 @@ ISAS = {
     "avx512_vnni": ("DotMicro<Avx512Vnni>", "kernels_avx512_vnni"),
 }
 SHARED = [
-    CSRC / f"{name}.cpp" for name in ("gemm/pack", "gemm/plan", "sparse24/pack", "sparse24/format")
+    CSRC / f"{name}.cpp"
+    for name in ("gemm/pack", "gemm/plan", "gemm/winograd", "sparse24/pack", "sparse24/format")
 ]
 FLAGS = "-std=c++20 -O3 -ffp-contract=off -fno-math-errno".split()
 

@@ -3,7 +3,7 @@
 //   Layout layout = kernels.layout;                        // of the running ISA
 //   PackedWeight w = pack_dense(...) or pack_sparse24(...) // once
 //   quantize_rows / shift_rows                             // any number of threads, ranges of rows
-//   WorkPlan plan = plan_work(w, rows, caches, threads);
+//   WorkPlan plan = plan_work(w, conv, rows, caches, threads);
 //   kernels.run(w, input, epilogue, plan, begin, end);     // any number of threads, ranges of plan.items
 #pragma once
 #include <cstdint>
