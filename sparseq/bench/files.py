@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparseq.flow.meta import materialize
 from sparseq.flow.storage import KEY, load, read_file
 
 Architecture = str | Callable[[], nn.Module]
@@ -171,7 +172,7 @@ def open_torch(
             raise ValueError(
                 f"{caller}: {str(path)!r} holds weights only: name the architecture (--model)"
             )
-        model = build()
+        model = _architecture(build)
         if not isinstance(model, nn.Module):
             raise ValueError(
                 f"{caller}: the architecture must make an nn.Module, got {type(model).__name__}"
@@ -189,6 +190,17 @@ def open_torch(
     return script.eval()
 
 
+def _architecture(build: Callable[[], nn.Module]) -> nn.Module:
+    """On the meta device where it can be made there: a file brings all that it holds."""
+    try:
+        with torch.device("meta"):
+            model = build()
+        alone = [n for m in model.modules() for n in m._non_persistent_buffers_set]
+    except Exception:  # what it computes on the way needs values
+        return build()
+    return build() if alone else model
+
+
 def _with_weights(caller: str, path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     try:
         metadata, state = read_file(path)
@@ -197,6 +209,7 @@ def _with_weights(caller: str, path: str | os.PathLike[str], model: nn.Module) -
     if KEY in metadata:
         return load(path, model)
     try:
+        materialize(model)
         model.load_state_dict(state)
     except RuntimeError as error:
         line = " ".join(str(error).split())

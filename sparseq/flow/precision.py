@@ -94,10 +94,13 @@ def store(name: str, layer: nn.Module, dtype: torch.dtype) -> None:
         setattr(layer, part, nn.Parameter(rounded))
 
 
-def restore(name: str, layer: nn.Module, dtype: torch.dtype) -> None:
-    """Make a float layer what `convert` made of its like: for `load`."""
+def restore(layer: nn.Module, dtype: torch.dtype) -> None:
+    """Make a float layer what `convert` made of its like: for `load`, which fills it."""
     _hang_hooks(layer, dtype)
-    store(name, layer, dtype)
+    for part in ("weight", "bias"):
+        value: Tensor | None = getattr(layer, part, None)
+        if value is not None:
+            setattr(layer, part, nn.Parameter(value.detach().to(dtype)))
 
 
 def emulated(dtype: torch.dtype, device: torch.device) -> bool:

@@ -6,7 +6,6 @@ SHA-256 of it all tells a damaged file. docs/format.md says how to read one with
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -20,6 +19,7 @@ from sparseq.files import atomic_path
 from sparseq.flow.convert import set_module
 from sparseq.flow.encodings import decode, encode
 from sparseq.flow.header import check_identities, check_states, check_values, read_header
+from sparseq.flow.meta import materialize, shapes_of
 from sparseq.flow.precision import own_dtype, restore
 from sparseq.flow.prepare import attach, layers_of, leave_fused_paths, take_attentions
 from sparseq.flow.resize import noted_sizes, restore_sizes
@@ -140,20 +140,24 @@ def _restore_structure(model: Model, header: dict[str, Any]) -> Model:
         if wanted != kind.float_type.__name__:
             raise ValueError(f"{name} must be an nn.{wanted}, got {type(layer).__name__}")
         spec = Quant(**entry["weight"])
-        zeros = torch.zeros_like(outputs_first(layer, layer.weight))  # type: ignore[arg-type]
-        packed = PackedWeight.from_float(zeros, spec)
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        device = "cpu" if weight.is_meta else weight.device
+        empty = outputs_first(layer, torch.empty_like(weight, device="meta"))
+        packed = PackedWeight.from_float(empty, spec)
         grid = None
         if entry["input"] is not None:
-            scale = torch.ones(1) if entry["static"] else None
+            scale = torch.ones(1, device=device) if entry["static"] else None
             grid = InputGrid(Quant(**entry["input"]), scale)
         outputs = packed.values.shape[0]
-        bias = torch.zeros(outputs) if entry["bias"] else None
+        bias = torch.empty(outputs, device="meta") if entry["bias"] else None
         if entry["zero_point"] and packed.zero_point is None:
             zero = torch.zeros_like(packed.scale, dtype=torch.int32)
             packed = dataclasses.replace(packed, zero_point=zero)
         swapped = kind(packed, bias, grid, layer)
         swapped.rows = entry.get("rows")
+        materialize(swapped, device)
         model = set_module(model, name, swapped)  # type: ignore[assignment]
+    materialize(model)
     for name, entry in header["prepared"].items():
         attach(name, layers[name], Layer.from_dict(entry))
     for name in header["identities"]:
@@ -162,11 +166,11 @@ def _restore_structure(model: Model, header: dict[str, Any]) -> Model:
     for name in header["biased"]:
         layer = layers[name]
         if layer.bias is None:
-            weight: Tensor = layer.weight
+            weight = layer.weight
             layer.bias = nn.Parameter(weight.new_zeros(len(outputs_first(layer, weight))))
     for name, dtype in header.get("floats", {}).items():  # files of earlier versions have none
         wanted = Layer(dtype=dtype)
-        restore(name, layers[name], getattr(torch, dtype))
+        restore(layers[name], getattr(torch, dtype))
         layers[name].sparseq_layer = wanted  # type: ignore[assignment]
         layers[name].sparseq_reason = f"{dtype} by the plan"  # type: ignore[assignment]
     for name, reason in header.get("dense", {}).items():  # files of earlier versions have none
@@ -200,6 +204,8 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
     Args:
         path: of the file.
         model: as the saved one was before prepare; changed only after the file proved to be sound.
+            It may be on the meta device, where it takes no memory: what the file holds is then
+            put on the CPU.
 
     Returns:
         The model, with sparseq's modules in it; in eval mode if it was converted, and lowered again
@@ -215,7 +221,7 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         metadata, parts = read_file(path)
         header = read_header(metadata[KEY], VERSION)
         check_identities(model, header["identities"])
-        draft = _restore_structure(copy.deepcopy(model), header)
+        draft = _restore_structure(shapes_of(model), header)
         check_states(draft, header["states"])
         state: dict[str, Any] = dict(header["states"])
         for name, like in draft.state_dict().items():
@@ -226,6 +232,7 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
             raise ValueError(f"the model has no {sorted(unknown)[0]}")
         draft.load_state_dict(state)
         check_values(draft)
+        del draft, parts  # before the model itself needs the room
     except UNSOUND as error:
         detail = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"load: {str(path)!r} does not fit this model: {detail}") from error
