@@ -42,7 +42,7 @@ struct WorkPlan {
   int64_t row_block = 0;  // rows per work item; their activations stay in L2
   int64_t row_blocks = 0;
   int64_t items = 0;      // item = (row block, conv group, group of output channels)
-  bool winograd = false;  // then a row of a block is a strip (winograd.h)
+  int winograd = 0;       // else outputs a side of its tiles; a row of a block is then a strip (winograd.h)
 };
 
 // conv: of the input, or null

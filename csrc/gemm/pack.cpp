@@ -75,10 +75,7 @@ PackedWeight pack_dense(const int8_t* weight, const WeightShape& shape, const La
       [&](int64_t row0, int64_t limit, const BlockRef& ref, BlockClass kind, bool, uint8_t* to) {
         return packer.write(row0, limit, ref, kind, to);
       });
-  if (layout.winograd) {
-    packed.winograd.resize(static_cast<std::size_t>(winograd::packed_size(shape)));
-    if (!packed.winograd.empty()) winograd::pack(weight, shape, packed.winograd.data());
-  }
+  winograd::keep(weight, packed);
   return packed;
 }
 

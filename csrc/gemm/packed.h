@@ -133,6 +133,7 @@ struct PackedWeight : Tiling {  // as packing makes it
   std::vector<int32_t> weight_sum;  // [groups * out_channels], for the zero point
   std::vector<int32_t> start;       // [groups][panels][width] with classes, else empty
   std::vector<int8_t> winograd;     // where the layout and the shape have it (winograd.h)
+  int winograd_most = 0;            // outputs a side of the largest tiles that are exact for it
 };
 
 struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
@@ -142,6 +143,7 @@ struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
   const int32_t* weight_sum = nullptr;
   const int32_t* start = nullptr;    // null without classes
   const int8_t* winograd = nullptr;  // null where there is none (winograd.h)
+  int winograd_most = 0;
   Tiles() = default;
   Tiles(const PackedWeight& p)  // a view
       : Tiling(p),
@@ -150,7 +152,8 @@ struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
         data(p.data.data()),
         weight_sum(p.weight_sum.data()),
         start(p.start.empty() ? nullptr : p.start.data()),
-        winograd(p.winograd.empty() ? nullptr : p.winograd.data()) {}
+        winograd(p.winograd.empty() ? nullptr : p.winograd.data()),
+        winograd_most(p.winograd_most) {}
 };
 
 // weight: canonical int8, any values in [-128, 127].

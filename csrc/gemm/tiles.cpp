@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "../sparse24/format.h"
+#include "winograd.h"
 
 namespace sparseq::gemm {
 namespace {
@@ -60,6 +61,7 @@ AlignedBytes finish(TileHeader header, std::vector<uint8_t> bytes) {
 
 AlignedBytes flatten(const PackedWeight& packed, TileHeader header) {
   header.panels = packed.panels, header.chunks = packed.chunks, header.chunk_blocks = packed.chunk_blocks;
+  header.winograd_most = packed.winograd_most;
   std::vector<uint8_t> bytes;
   header.sums_at = aligned(sizeof header);
   header.start_at = place(header.sums_at, packed.weight_sum.data(), int64_t(packed.weight_sum.size()), bytes);
@@ -123,7 +125,9 @@ AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa,
       shape.in_channels >= 4 && pack_24(weight, {rows, shape.in_channels}, values.data(), indices.data(), 0, rows).ok();
   if (sparse) {
     header.kind = TileKind::sparse24;
-    return flatten(pack_sparse24(values.data(), indices.data(), shape, kernels(isa).layout, cache_sizes()), header);
+    auto packed = pack_sparse24(values.data(), indices.data(), shape, kernels(isa).layout, cache_sizes());
+    winograd::keep(weight, packed);
+    return flatten(packed, header);
   }
   if (wanted == TileKind::sparse24)
     throw std::invalid_argument("weight must hold at most 2 non-zeros in every 4 neighbouring inputs, and 4 inputs");
@@ -159,6 +163,7 @@ TiledWeight view_tiles(const uint8_t* bytes, int64_t size, const WeightShape& sh
   tiles.weight_sum = view.sums;
   if (header->winograd_at != header->chunks_at)
     tiles.winograd = reinterpret_cast<const int8_t*>(bytes + header->winograd_at);
+  tiles.winograd_most = header->winograd_most;
   if (tiles.layout.classes) tiles.start = reinterpret_cast<const int32_t*>(bytes + header->start_at);
   tiles.chunk = reinterpret_cast<const Chunk*>(bytes + header->chunks_at);
   tiles.refs = reinterpret_cast<const BlockRef*>(bytes + header->refs_at);

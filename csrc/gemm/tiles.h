@@ -21,14 +21,14 @@ struct TileHeader {
   int32_t magic;  // kMagic
   TileKind kind;  // Python reads this one: what explain() calls dense, 2:4 or depthwise
   Isa isa;
-  int32_t reserved;
+  int32_t winograd_most;  // PackedWeight's
   WeightShape shape;
   int64_t panels, chunks, chunk_blocks;
   int64_t sums_at, start_at, winograd_at, chunks_at, refs_at, data_at, size;  // offsets in bytes
   uint64_t content;                                                           // a hash of the weight
   uint64_t checksum;                                                          // of all that is above
 };
-constexpr int32_t kMagic = 0x53514c58;
+constexpr int32_t kMagic = 0x53514c59;
 
 struct TiledWeight {
   const TileHeader* header;

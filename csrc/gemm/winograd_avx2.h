@@ -1,4 +1,4 @@
-// The AVX2 kernel of winograd.h.
+// The AVX2 kernel of winograd.h, for tiles of t x t outputs.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -8,26 +8,37 @@
 #include "row_pointers.h"
 #include "unroll.h"
 #include "winograd.h"
+#include "winograd_filters.h"
 
 namespace {
 
-struct WinogradAvx2 : Avx2Bytes {
+template <int T>
+struct WinogradTiles : Avx2Bytes {
+  using F = Filter<T>;
   static constexpr int kRows = 6;  // tiles of a product: 12 accumulators of the 16 registers
-  static constexpr int64_t kPoints = sparseq::winograd::kPoints, kGroup = sparseq::winograd::kGroup;
+  static constexpr int kSide = F::kInputs;
+  static constexpr int64_t kGroup = sparseq::winograd::kGroup, kInputLanes = sparseq::winograd::kLanes;
 
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
                   const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
     const sparseq::ConvShape& s = *input.conv;
     const int64_t channels = w.shape.in_channels, outputs = w.shape.out_channels;
-    const int64_t strips = sparseq::winograd::strips(s), in_strip = sparseq::winograd::tiles(s);
+    const int64_t strips = sparseq::winograd::strips(s, T), in_strip = sparseq::winograd::tiles(s, T);
     const int64_t groups = (outputs + kGroup - 1) / kGroup, most = plan.row_block * in_strip;
-    const int64_t v_size = 2 * kPoints * most * channels, m_size = 4 * kPoints * most * kGroup;
-    const int64_t u_size = 2 * 4 * channels * kGroup, line_size = 4 * 2 * 2 * in_strip * kGroup;
-    uint8_t* scratch = sparseq::thread_scratch(static_cast<std::size_t>(v_size + m_size + u_size + line_size));
-    auto* v = reinterpret_cast<int16_t*>(scratch);
-    auto* m = reinterpret_cast<int32_t*>(scratch + v_size);
-    auto* u = reinterpret_cast<int16_t*>(scratch + v_size + m_size);
-    auto* lines = reinterpret_cast<int32_t*>(scratch + v_size + m_size + u_size);
+    // One behind the other in the thread's memory, all of whole cache lines.
+    const int64_t v_size = 2 * kSide * kSide * most * channels, u_size = 2 * kSide * channels * kGroup;
+    const int64_t m_size = 4 * kSide * most * kGroup, half_size = T * m_size;
+    const int64_t lines_size = 4 * T * T * in_strip * kGroup,
+                  columns_size = 2 * kSide * (T * in_strip + 2) * kInputLanes;
+    uint8_t* at = sparseq::thread_scratch(
+        static_cast<std::size_t>(v_size + u_size + m_size + half_size + lines_size + columns_size));
+    const auto part = [&](int64_t size) { return std::exchange(at, at + size); };
+    auto* v = reinterpret_cast<int16_t*>(part(v_size));
+    auto* u = reinterpret_cast<int16_t*>(part(u_size));
+    auto* m = reinterpret_cast<int32_t*>(part(m_size));
+    auto* half = reinterpret_cast<int32_t*>(part(half_size));
+    auto* lines = reinterpret_cast<int32_t*>(part(lines_size));
+    auto* columns = reinterpret_cast<int16_t*>(at);
     int64_t transformed = -1;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t group = item % groups, block = item / groups, first = block * plan.row_block;
@@ -35,23 +46,23 @@ struct WinogradAvx2 : Avx2Bytes {
       if (block != transformed) {
         for (int64_t i = 0; i < count; ++i)
           strip(input, channels, (first + i) / strips, (first + i) % strips, v + i * in_strip * channels,
-                tiles * channels);
+                tiles * channels, columns);
         transformed = block;
       }
-      unroll<4>([&](auto i) {  // a row of points at a time, so that its U stays near
+      unroll<kSide>([&](auto i) {  // a row of points at a time, so that its U and its products stay near
         weights<i>(w.winograd + group * 9 * channels * kGroup, channels / 2, u);
-        for (int64_t j = 0; j < 4; ++j) {
-          const int64_t point = 4 * i + j;
-          product(v + point * tiles * channels, u + j * channels * kGroup, channels, tiles, m + point * tiles * kGroup);
-        }
+        for (int64_t j = 0; j < kSide; ++j)
+          product(v + (kSide * i + j) * tiles * channels, u + j * channels * kGroup, channels, tiles,
+                  m + j * tiles * kGroup);
+        across(m, tiles, half + i * T * tiles * kGroup);
       });
       const int64_t channel = group * kGroup;
       const EpilogueKernel<Avx2Float> finish(epilogue, w.weight_sum, channel, smaller(kGroup, outputs - channel));
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t image = (first + i) / strips, y = (first + i) % strips * 2;
-        back(m + i * in_strip * kGroup, tiles * kGroup, in_strip, lines);
-        for (int64_t line = 0; line < 2 && y + line < s.out_height; ++line)
-          finish.rows(lines + line * 2 * in_strip * kGroup, kGroup, (image * s.out_height + y + line) * s.out_width,
+        const int64_t image = (first + i) / strips, y = (first + i) % strips * T;
+        down(half + i * in_strip * kGroup, tiles * kGroup, in_strip, lines);
+        for (int64_t line = 0; line < T && y + line < s.out_height; ++line)
+          finish.rows(lines + line * T * in_strip * kGroup, kGroup, (image * s.out_height + y + line) * s.out_width,
                       s.out_width);
       }
     }
@@ -59,77 +70,60 @@ struct WinogradAvx2 : Avx2Bytes {
 
  private:
   static Vec load16(const int16_t* p) { return _mm256_loadu_si256(vec(p)); }
-  static Vec plus(Vec a, Vec b) { return _mm256_add_epi16(a, b); }
-  static Vec minus(Vec a, Vec b) { return _mm256_sub_epi16(a, b); }
+  static void store16(int16_t* p, Vec v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
 
-  // B^T over four values.
-  SPARSEQ_INLINE static void transform(const Vec (&d)[4], Vec (&t)[4]) {
-    t[0] = minus(d[0], d[2]);
-    t[1] = plus(d[1], d[2]);
-    t[2] = minus(d[2], d[1]);
-    t[3] = minus(d[1], d[3]);
-  }
-
-  // V of a strip's tiles, [tile][channel] of each point.
+  // V of a strip's tiles, [tile][channel] of each point: B^T d column by column of the image, then across.
   static void strip(const sparseq::Input& input, int64_t channels, int64_t image, int64_t index, int16_t* v,
-                    int64_t point_stride) {
+                    int64_t point_stride, int16_t* columns) {
     const sparseq::ConvShape& s = *input.conv;
-    const int64_t pitch = input.line != 0 ? input.line : s.width, tiles = sparseq::winograd::tiles(s);
+    const int64_t pitch = input.line != 0 ? input.line : s.width, tiles = sparseq::winograd::tiles(s, T);
     const uint8_t* outside = input.padding != nullptr ? input.padding : input.data;  // no output that counts reads it
-    const auto column = [&](int64_t x, int64_t channel, Vec(&t)[4]) SPARSEQ_INLINE {
-      Vec d[4];
-      unroll<4>([&](auto i) SPARSEQ_INLINE {
-        const int64_t y = 2 * index - s.pad_top + i;
-        const bool inside = y >= 0 && y < s.height && x >= 0 && x < s.width;
-        const uint8_t* pixel = inside ? input.data + ((image * s.height + y) * pitch + x) * input.stride : outside;
-        d[i] = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pixel + channel)));
-      });
-      transform(d, t);
-    };
-    for (int64_t channel = 0; channel < channels; channel += sparseq::winograd::kLanes) {
-      Vec t[4][4];  // columns of B^T d
-      column(-s.pad_left, channel, t[2]);
-      column(1 - s.pad_left, channel, t[3]);
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        unroll<4>([&](auto i) SPARSEQ_INLINE { t[0][i] = t[2][i], t[1][i] = t[3][i]; });
-        column(2 * tile + 2 - s.pad_left, channel, t[2]);
-        column(2 * tile + 3 - s.pad_left, channel, t[3]);
-        int16_t* to = v + tile * channels + channel;
-        unroll<4>([&](auto i) SPARSEQ_INLINE {
-          const Vec row[4] = {t[0][i], t[1][i], t[2][i], t[3][i]};
-          Vec points[4];
-          transform(row, points);
-          unroll<4>([&](auto j) SPARSEQ_INLINE {
-            _mm256_store_si256(reinterpret_cast<__m256i*>(to + (4 * i + j) * point_stride), points[j]);
-          });
+    const int64_t y = T * index - s.pad_top, width = T * tiles + 2;
+    const uint8_t* lines[kSide];
+    unroll<kSide>([&](auto i) {
+      lines[i] =
+          y + i >= 0 && y + i < s.height ? input.data + (image * s.height + y + i) * pitch * input.stride : nullptr;
+    });
+    for (int64_t channel = 0; channel < channels; channel += kInputLanes) {
+      for (int64_t column = 0; column < width; ++column) {
+        const int64_t x = column - s.pad_left;
+        const bool inside = x >= 0 && x < s.width;
+        Vec d[kSide], t[kSide];
+        unroll<kSide>([&](auto i) SPARSEQ_INLINE {
+          const uint8_t* pixel = inside && lines[i] != nullptr ? lines[i] + x * input.stride : outside;
+          d[i] = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pixel + channel)));
         });
+        F::inputs(d, t);
+        unroll<kSide>([&](auto i) SPARSEQ_INLINE { store16(columns + (i * width + column) * kInputLanes, t[i]); });
       }
+      unroll<kSide>([&](auto i) SPARSEQ_INLINE {
+        const int16_t* from = columns + i * width * kInputLanes;
+        int16_t* to = v + kSide * i * point_stride + channel;
+        for (int64_t tile = 0; tile < tiles; ++tile, from += T * kInputLanes, to += channels) {
+          Vec d[kSide], points[kSide];
+          unroll<kSide>([&](auto j) SPARSEQ_INLINE { d[j] = load16(from + j * kInputLanes); });
+          F::inputs(d, points);
+          unroll<kSide>([&](auto j) SPARSEQ_INLINE { store16(to + j * point_stride, points[j]); });
+        }
+      });
     }
   }
 
-  // Row I of (2 G) g (2 G)^T of a group, [point][pair of inputs][output][input].
+  // Row I of U of a group, [point][pair of inputs][output][input].
   template <int I>
   static void weights(const int8_t* g, int64_t pairs, int16_t* u) {
     for (int64_t half = 0; half < 2 * pairs; ++half) {  // 8 outputs of a pair
       Vec t[3];
       unroll<3>([&](auto x) SPARSEQ_INLINE {
-        const auto tap = [&](int y) SPARSEQ_INLINE {
+        Vec taps[3];
+        unroll<3>([&](auto y) SPARSEQ_INLINE {
           const int8_t* from = g + ((3 * y + x) * pairs * 2 + half) * 16;
-          return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-        };
-        if constexpr (I == 0 || I == 3) {
-          t[x] = tap(I == 0 ? 0 : 2);
-          t[x] = plus(t[x], t[x]);
-        } else {
-          const Vec outer = plus(tap(0), tap(2));
-          t[x] = I == 1 ? plus(outer, tap(1)) : minus(outer, tap(1));
-        }
+          taps[y] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+        });
+        t[x] = F::template weights<I>(taps);
       });
-      const Vec outer = plus(t[0], t[2]);
-      const Vec points[4] = {plus(t[0], t[0]), plus(outer, t[1]), minus(outer, t[1]), plus(t[2], t[2])};
-      unroll<4>([&](auto j) SPARSEQ_INLINE {
-        _mm256_store_si256(reinterpret_cast<__m256i*>(u + (j * pairs * 2 + half) * 16), points[j]);
-      });
+      unroll<kSide>([&](auto j)
+                        SPARSEQ_INLINE { store16(u + (j * pairs * 2 + half) * 16, F::template weights<j>(t)); });
     }
   }
 
@@ -164,25 +158,40 @@ struct WinogradAvx2 : Avx2Bytes {
     });
   }
 
-  // The sums of a strip, [2 lines][2 * tiles][group], from its products' [point][tile][group].
-  static void back(const int32_t* m, int64_t point_stride, int64_t tiles, int32_t* lines) {
+  // A row of points [point][tile][group] times A.
+  static void across(const int32_t* m, int64_t tiles, int32_t* to) {
+    const int64_t stride = tiles * kGroup;
+    for (int64_t i = 0; i < stride; i += kLanes)
+      outputs(m + i, stride, [&](auto j, Acc y) SPARSEQ_INLINE { store_acc(to + j * stride + i, y); });
+  }
+
+  // A^T times these, divided: the sums of a strip, [T lines][T * tiles][group].
+  static void down(const int32_t* half, int64_t stride, int64_t tiles, int32_t* lines) {
+    const Acc inverse = _mm256_set1_epi32(static_cast<int32_t>(F::kInverse));
     for (int64_t tile = 0; tile < tiles; ++tile)
-      for (int64_t lane = 0; lane < kGroup; lane += kLanes) {
-        const int32_t* from = m + tile * kGroup + lane;
-        const auto at = [&](int64_t i, int64_t j) { return load_acc(from + (4 * i + j) * point_stride); };
-        Acc t[2][4];  // A^T M
-        unroll<4>([&](auto j) SPARSEQ_INLINE {
-          const Acc sum = _mm256_add_epi32(at(1, j), at(2, j)), difference = _mm256_sub_epi32(at(1, j), at(2, j));
-          t[0][j] = _mm256_add_epi32(at(0, j), sum);
-          t[1][j] = _mm256_sub_epi32(difference, at(3, j));
-        });
-        unroll<2>([&](auto i) SPARSEQ_INLINE {
-          int32_t* to = lines + (i * 2 * tiles + 2 * tile) * kGroup + lane;
-          const Acc sum = _mm256_add_epi32(t[i][1], t[i][2]), difference = _mm256_sub_epi32(t[i][1], t[i][2]);
-          store_acc(to, _mm256_srai_epi32(_mm256_add_epi32(t[i][0], sum), 2));
-          store_acc(to + kGroup, _mm256_srai_epi32(_mm256_sub_epi32(difference, t[i][3]), 2));
-        });
-      }
+      unroll<T>([&](auto j) SPARSEQ_INLINE {
+        for (int64_t lane = 0; lane < kGroup; lane += kLanes)
+          outputs(half + j * stride + tile * kGroup + lane, T * stride, [&](auto i, Acc y) SPARSEQ_INLINE {
+            if constexpr (F::kInverse != 1) y = _mm256_mullo_epi32(y, inverse);
+            y = _mm256_srai_epi32(y, F::kShift[i] + F::kShift[j]);
+            store_acc(lines + (i * T * tiles + T * tile + j) * kGroup + lane, y);
+          });
+      });
+  }
+
+  template <class Store>
+  SPARSEQ_INLINE static void outputs(const int32_t* from, int64_t stride, Store&& store) {
+    Acc m[kSide], y[T];
+    unroll<kSide>([&](auto i) SPARSEQ_INLINE { m[i] = load_acc(from + i * stride); });
+    F::outputs(m, y);
+    unroll<T>([&](auto i) SPARSEQ_INLINE { store(i, y[i]); });
+  }
+};
+
+struct WinogradAvx2 {
+  static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
+                  const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
+    (plan.winograd == 2 ? WinogradTiles<2>::run : WinogradTiles<4>::run)(w, input, epilogue, plan, begin, end);
   }
 };
 

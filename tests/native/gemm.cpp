@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "../../csrc/gemm/winograd.h"
 #include "../../csrc/sparse24/format.h"
 using namespace sparseq;
 
@@ -74,8 +75,18 @@ static Weights make(const WeightShape& s, int fill, bool sparse) {
   return w;
 }
 static PackedWeight pack(const Weights& w, const WeightShape& s, bool sparse, const Layout& l, CacheSizes caches) {
-  return sparse ? pack_sparse24(w.values.data(), w.indices.data(), s, l, caches)
-                : pack_dense(w.dense.data(), s, l, caches);
+  if (!sparse) return pack_dense(w.dense.data(), s, l, caches);
+  PackedWeight packed = pack_sparse24(w.values.data(), w.indices.data(), s, l, caches);
+  winograd::keep(w.dense.data(), packed);
+  return packed;
+}
+// The plan that is taken, and all other ways that there are.
+static std::vector<WorkPlan> plans(const PackedWeight& w, const ConvShape* c, int64_t rows, CacheSizes caches) {
+  std::vector<WorkPlan> found{plan_work(w, c, rows, caches, 2)};
+  const bool steps = c && c->stride_height == 1 && c->stride_width == 1;
+  if (!steps || c->kernel_height != 3 || c->dilation_height != 1 || c->dilation_width != 1) return found;
+  for (int t = 2; t <= w.winograd_most; t += 2) found.push_back(winograd::plan_tiles(t, w.shape, *c, caches));
+  return found;
 }
 static float ref_epilogue(const Epilogue& e, int64_t acc, int64_t m, int64_t n, float res) {
   volatile float y = static_cast<float>(static_cast<int32_t>(acc)) * e.multiplier[n];
@@ -166,11 +177,6 @@ static void check_outputs(const Kernels& k, const PackedWeight& pw, const Input&
     const int64_t cut = uniform(0, static_cast<int>(M));
     k.depthwise(*dw, in, e, 0, cut);
     k.depthwise(*dw, in, e, cut, M);
-  } else {
-    const WorkPlan plan = plan_work(pw, in.conv, M, caches, 2);
-    const int64_t cut = uniform(0, static_cast<int>(plan.items));
-    k.run(pw, in, e, plan, 0, cut);
-    k.run(pw, in, e, plan, cut, plan.items);
   }
   for (int64_t m = 0; m < M; ++m)
     for (int64_t n = 0; n < N; ++n) {
@@ -188,7 +194,16 @@ static void check_outputs(const Kernels& k, const PackedWeight& pw, const Input&
       }
     }
   where.push_back(variant);
-  expect(out == want, dw ? "depthwise" : pw.kind == WeightKind::dense ? "dense" : "sparse", k.name, where);
+  if (dw) return expect(out == want, "depthwise", k.name, where);
+  where.push_back(0);
+  for (const WorkPlan& plan : plans(pw, in.conv, M, caches)) {
+    std::fill(out.begin(), out.end(), 0xcd);
+    const int64_t cut = uniform(0, static_cast<int>(plan.items));
+    k.run(pw, in, e, plan, 0, cut);
+    k.run(pw, in, e, plan, cut, plan.items);
+    where.back() = plan.winograd;
+    expect(out == want, pw.kind == WeightKind::dense ? "dense" : "sparse", k.name, where);
+  }
 }
 
 static void linear(int64_t M, int64_t N, int64_t K, int fill, bool sparse, int variant, CacheSizes caches) {
@@ -369,13 +384,12 @@ int main() {
       c.out_height = h / c.stride_height + 1;
       c.out_width = x / c.stride_width + 1;
       conv(c, uniform(1, 3), uniform(1, 40), uniform(1, 30), t % 8, sparse, t * 53 % 320, false, caches[t % 2]);
-      if (sparse) continue;
-      conv(c, uniform(1, 90), 1, 1, t % 8, false, t * 53 % 320, true, caches[0]);
+      if (!sparse) conv(c, uniform(1, 90), 1, 1, t % 8, false, t * 53 % 320, true, caches[0]);
       c.kernel_height = c.kernel_width = 3;  // by Winograd's filtering, where there is room
       c.stride_height = c.stride_width = c.dilation_height = c.dilation_width = 1;
       c.out_height = c.height + 2 * c.pad_top - 2;
       c.out_width = c.width + 2 * c.pad_left - 2;
-      conv(c, 1, 16 * uniform(1, 3), uniform(1, 40), t % 8, false, t * 53 % 320, false, caches[t % 2]);
+      conv(c, 1, 16 * uniform(1, 3), uniform(1, 40), t % 8, sparse, t * 53 % 320, false, caches[t % 2]);
     }
   }
   rows();

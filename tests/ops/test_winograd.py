@@ -30,21 +30,27 @@ def picked(values, shape, generator, dtype):
         (1, 16, 17, 4, 40, (1, 0)),
         (1, 64, 32, 56, 56, (1, 1)),  # several blocks
         (1, 256, 256, 14, 14, (1, 1)),
+        (1, 112, 16, 12, 12, (1, 1)),  # of 4 x 4 outputs: the largest sums, and too large ones
+        (1, 128, 16, 12, 12, (1, 1)),
+        (2, 32, 32, 15, 13, (1, 1)),  # its half tiles
         (1, 1024, 16, 10, 8, (1, 1)),  # the most inputs
         (1, 16, 16, 3, 3, (1, 1)),  # too small for it
     ],
 )
 @pytest.mark.parametrize("threads", [1, 2])
-def test_sums_are_exact(n, c, o, h, w, padding, dtype, values, threads):
+@pytest.mark.parametrize("kind", ["dense", "2:4"])
+def test_sums_are_exact(n, c, o, h, w, padding, dtype, values, threads, kind):
     generator = torch.Generator().manual_seed(n * c + o)
     weights, inputs = VALUES[values]
     weight = picked(weights, (o, c, 3, 3), generator, torch.int8)
+    if kind == "2:4":
+        weight[:, torch.arange(c) % 4 > 1] = 0
     x = picked(inputs - (128 if dtype == torch.int8 else 0), (n, c, h, w), generator, dtype)
     zero = torch.tensor(5, dtype=torch.int32)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        tiles = ops.int8_tiles(weight)
+        tiles = ops.int8_tiles(weight, kind=kind)
         got = ops.int8_conv2d(x, weight, torch.ones(o), zero, padding=padding, tiles=tiles)
     finally:
         torch.set_num_threads(before)

@@ -1,0 +1,108 @@
+// One dimension of winograd.h's transforms on AVX2 vectors, for t outputs of t + 2 inputs (row i of a matrix at a
+// time, for those that are wanted so). Points 0, 1, -1, infinity; for t = 4 also 2 and -2.
+#pragma once
+#include "../core/int8_avx2.h"
+
+namespace {
+
+template <int T>
+struct Filter;
+
+struct FilterWords {
+  using Vec = Avx2Bytes::Vec;
+  static Vec plus(Vec a, Vec b) { return _mm256_add_epi16(a, b); }
+  static Vec minus(Vec a, Vec b) { return _mm256_sub_epi16(a, b); }
+  template <int K>
+  static Vec shift(Vec a) {
+    return _mm256_slli_epi16(a, K);
+  }
+};
+
+struct FilterSums {  // modulo 2^32
+  using Vec = Avx2Bytes::Acc;
+  static Vec plus(Vec a, Vec b) { return _mm256_add_epi32(a, b); }
+  static Vec minus(Vec a, Vec b) { return _mm256_sub_epi32(a, b); }
+  template <int K>
+  static Vec shift(Vec a) {
+    return _mm256_slli_epi32(a, K);
+  }
+};
+
+template <>
+struct Filter<2> {
+  static constexpr int kInputs = 4;
+  static constexpr int kShift[2] = {1, 1};  // 2 Y and not Y: what outputs leaves to divide by
+  static constexpr uint32_t kInverse = 1;
+
+  // B^T d
+  SPARSEQ_INLINE static void inputs(const Avx2Bytes::Vec (&d)[4], Avx2Bytes::Vec (&v)[4]) {
+    using O = FilterWords;
+    v[0] = O::minus(d[0], d[2]);
+    v[1] = O::plus(d[1], d[2]);
+    v[2] = O::minus(d[2], d[1]);
+    v[3] = O::minus(d[1], d[3]);
+  }
+
+  // Row I of 2 G g.
+  template <int I>
+  SPARSEQ_INLINE static Avx2Bytes::Vec weights(const Avx2Bytes::Vec (&g)[3]) {
+    using O = FilterWords;
+    if constexpr (I == 0) return O::plus(g[0], g[0]);
+    if constexpr (I == 1) return O::plus(O::plus(g[0], g[2]), g[1]);
+    if constexpr (I == 2) return O::minus(O::plus(g[0], g[2]), g[1]);
+    return O::plus(g[2], g[2]);
+  }
+
+  // A^T m
+  SPARSEQ_INLINE static void outputs(const Avx2Bytes::Acc (&m)[4], Avx2Bytes::Acc (&y)[2]) {
+    using O = FilterSums;
+    y[0] = O::plus(m[0], O::plus(m[1], m[2]));
+    y[1] = O::minus(O::minus(m[1], m[2]), m[3]);
+  }
+};
+
+template <>
+struct Filter<4> {
+  static constexpr int kInputs = 6;
+  static constexpr int kShift[4] = {3, 2, 1, 1};   // 3 * 2^kShift Y
+  static constexpr uint32_t kInverse = 954437177;  // of 3 * 3, modulo 2^32
+
+  SPARSEQ_INLINE static void inputs(const Avx2Bytes::Vec (&d)[6], Avx2Bytes::Vec (&v)[6]) {
+    using O = FilterWords;
+    const auto even4 = O::minus(d[4], O::shift<2>(d[2])), odd4 = O::minus(d[3], O::shift<2>(d[1]));
+    const auto even1 = O::minus(d[4], d[2]), odd1 = O::minus(d[3], d[1]), twice = O::plus(odd1, odd1);
+    v[0] = O::plus(O::shift<2>(O::minus(d[0], d[2])), even1);
+    v[1] = O::plus(even4, odd4);
+    v[2] = O::minus(even4, odd4);
+    v[3] = O::plus(even1, twice);
+    v[4] = O::minus(even1, twice);
+    v[5] = O::minus(O::minus(d[5], d[3]), O::shift<2>(odd1));
+  }
+
+  // Row I of G g, times 4, -6, -6, 24, 24 and 1.
+  template <int I>
+  SPARSEQ_INLINE static Avx2Bytes::Vec weights(const Avx2Bytes::Vec (&g)[3]) {
+    using O = FilterWords;
+    if constexpr (I == 0) return g[0];
+    if constexpr (I == 1) return O::plus(O::plus(g[0], g[2]), g[1]);
+    if constexpr (I == 2) return O::minus(O::plus(g[0], g[2]), g[1]);
+    if constexpr (I == 3) return O::plus(O::plus(g[0], O::shift<2>(g[2])), O::plus(g[1], g[1]));
+    if constexpr (I == 4) return O::minus(O::plus(g[0], O::shift<2>(g[2])), O::plus(g[1], g[1]));
+    return g[2];
+  }
+
+  // A^T m with those factors divided out, times 24, 12, 6 and 6.
+  SPARSEQ_INLINE static void outputs(const Avx2Bytes::Acc (&m)[6], Avx2Bytes::Acc (&y)[4]) {
+    using O = FilterSums;
+    const auto sum1 = O::plus(m[1], m[2]), sum2 = O::plus(m[3], m[4]);
+    const auto less1 = O::minus(m[1], m[2]), less2 = O::minus(m[3], m[4]);
+    const auto even = O::minus(O::plus(m[0], O::plus(m[0], m[0])), O::plus(sum1, sum1));
+    const auto odd = O::plus(O::plus(m[5], O::plus(m[5], m[5])), less2);
+    y[0] = O::plus(O::plus(even, even), sum2);
+    y[1] = O::minus(less2, O::plus(less1, less1));
+    y[2] = O::minus(sum2, sum1);
+    y[3] = O::minus(O::plus(odd, odd), less1);
+  }
+};
+
+}  // namespace
