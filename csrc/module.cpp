@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "core/isa.h"
+#include "core/recycle.h"
 
 namespace py = pybind11;
 
@@ -34,4 +35,5 @@ PYBIND11_MODULE(_C, m) {
     return names;
   });
   m.def("build_info", &build_info);
+  m.def("empty_cache", &sparseq::empty_cache);
 }

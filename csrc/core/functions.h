@@ -131,9 +131,26 @@ struct ByteGrid {
         low(F::set(static_cast<float>(low_ - zero_))),
         high(F::set(static_cast<float>(high_ - zero_))),
         zero(F::set_int(zero_ + shift)) {}
-  void store(typename F::Float y, uint8_t* to) const {
+  // As if Clamp came before: the division rises with y, so that bounds may follow it.
+  void clamp(sparseq::Activation a) {
+    if (a != sparseq::Activation::none) low = F::max(low, F::set(0.0f));
+    if (a == sparseq::Activation::relu6) high = F::min(high, F::div(F::set(6.0f), scale));
+  }
+  __attribute__((always_inline)) typename F::Int integers(typename F::Float y) const {
     const typename F::Float steps = F::nan_to_zero(F::div(y, scale));
-    F::store_low_bytes(to, F::add(F::round(F::min(F::max(steps, low), high)), zero));
+    return F::add(F::round(F::min(F::max(steps, low), high)), zero);
+  }
+  __attribute__((always_inline)) void store(typename F::Float y, uint8_t* to) const {
+    F::store_low_bytes(to, integers(y));
+  }
+  // Two neighbouring vectors.
+  __attribute__((always_inline)) void store(typename F::Float y0, typename F::Float y1, uint8_t* to) const {
+    if constexpr (requires { F::store_low_bytes(to, integers(y0), integers(y1)); }) {
+      F::store_low_bytes(to, integers(y0), integers(y1));
+    } else {
+      store(y0, to);
+      store(y1, to + F::kLanes);
+    }
   }
 };
 

@@ -33,6 +33,13 @@ struct Avx2Float {
     const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), eight);
   }
+  static void store_low_bytes(uint8_t* p, Int x, Int y) {  // of integers that 16 bits hold
+    const __m256i pick =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, -1, -1, -1, -1, -1, -1, -1, -1));
+    const __m256i sixteen = _mm256_shuffle_epi8(_mm256_packs_epi32(x, y), pick);
+    const __m128i low = _mm256_castsi256_si128(sixteen), high = _mm256_extracti128_si256(sixteen, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi32(low, high));
+  }
   static void store(sparseq::BFloat16* p, Float x) {
     const __m256i u = _mm256_castps_si256(x);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));

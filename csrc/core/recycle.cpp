@@ -75,4 +75,12 @@ void give_block(void* block, std::size_t size) noexcept {
   s.held += size;
 }
 
+void empty_cache() noexcept {
+  Shelf& s = shelf();
+  const std::lock_guard lock(s.mutex);
+  for (const Shelf::Block& block : s.blocks) std::free(block.data);
+  s.blocks.clear();
+  s.held = 0;
+}
+
 }  // namespace sparseq

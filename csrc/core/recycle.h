@@ -17,4 +17,7 @@ void* take_block(std::size_t size);
 // Keeps the block for take_block, within SPARSEQ_RECYCLE_MB (256; 0 keeps nothing), oldest freed first.
 void give_block(void* block, std::size_t size) noexcept;
 
+// Frees what is kept.
+void empty_cache() noexcept;
+
 }  // namespace sparseq

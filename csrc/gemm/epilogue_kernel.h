@@ -7,6 +7,7 @@
 #include "../core/epilogue.h"
 #include "../core/functions.h"
 #include "../core/half.h"
+#include "unroll.h"
 
 namespace {
 
@@ -42,16 +43,20 @@ struct EpilogueKernel {
 
   void rows(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count) const {
     const int64_t whole = common() ? count / kLanes * kLanes : 0;
-    for (int64_t v = 0; v < whole; v += kLanes)
+    for (int64_t v = 0, step = kLanes; v < whole; v += step)
       by_types([&]<class Y, class R>(Y, R) {
         const int64_t to_stride = e.output_stride;
         Y* to = static_cast<Y*>(e.output) + row0 * to_stride + channel + v;
-        if (Clamp<F>::covers(e.activation))
-          return column<Y, R>(acc + v, stride, row0, row_count, v, e.activation, to, to_stride);
+        if (Clamp<F>::covers(e.activation)) {
+          step = whole - v >= 2 * kLanes ? 2 * kLanes : kLanes;
+          return step > kLanes ? columns<Y, R, 2>(acc + v, stride, row0, row_count, v, e.activation, to, to_stride)
+                               : columns<Y, R, 1>(acc + v, stride, row0, row_count, v, e.activation, to, to_stride);
+        }
         alignas(64) float buffer[kBufferRows * kLanes];  // a loop for the sums, one for the activation
         for (int64_t i = 0; i < row_count; i += kBufferRows) {
           const int64_t some = row_count - i < kBufferRows ? row_count - i : kBufferRows;
-          column<float, R>(acc + i * stride + v, stride, row0 + i, some, v, sparseq::Activation::none, buffer, kLanes);
+          columns<float, R, 1>(acc + i * stride + v, stride, row0 + i, some, v, sparseq::Activation::none, buffer,
+                               kLanes);
           activate(buffer, to + i * to_stride, to_stride, some);
         }
       });
@@ -110,33 +115,48 @@ struct EpilogueKernel {
     });
   }
 
-  template <class Y, class R>
-  void column(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v,
-              sparseq::Activation activation, Y* to, int64_t to_stride) const {
-    e.bias != nullptr ? column<true, Y, R>(acc, stride, row0, row_count, v, Clamp<F>(activation), to, to_stride)
-                      : column<false, Y, R>(acc, stride, row0, row_count, v, Clamp<F>(activation), to, to_stride);
+  // V neighbouring vectors of channels.
+  template <class Y, class R, int V>
+  void columns(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v,
+               sparseq::Activation activation, Y* to, int64_t to_stride) const {
+    e.bias != nullptr ? columns<true, Y, R, V>(acc, stride, row0, row_count, v, activation, to, to_stride)
+                      : columns<false, Y, R, V>(acc, stride, row0, row_count, v, activation, to, to_stride);
   }
 
-  template <bool kBias, class Y, class R>
-  void column(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v, Clamp<F> clamp, Y* to,
-              int64_t to_stride) const {
-    const Int offset = F::load_int(shift + v);
-    const Float scale = F::load(multiplier + v), add = F::load(bias + v);
-    const ByteGrid<F> output = grid();
+  template <bool kBias, class Y, class R, int V>
+  void columns(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v,
+               sparseq::Activation activation, Y* to, int64_t to_stride) const {
+    Int offset[V];
+    Float scale[V], add[V];
+    unroll<V>([&](auto i) SPARSEQ_INLINE {
+      offset[i] = F::load_int(shift + v + i * kLanes);
+      scale[i] = F::load(multiplier + v + i * kLanes), add[i] = F::load(bias + v + i * kLanes);
+    });
+    const Clamp<F> clamp(activation);
+    ByteGrid<F> output = grid();
+    output.clamp(activation);
     const Float residual_scale = F::set(e.residual_scale);
     const Int residual_zero = F::set_int(e.residual_zero_point);
     const int64_t from_stride = e.residual_stride;  // a byte written might be one of e's
     const auto* from = static_cast<const R*>(e.residual);
     if constexpr (!std::is_same_v<R, None>) from += row0 * from_stride + channel + v;
-    for (int64_t i = 0; i < row_count; ++i, acc += stride, to += to_stride) {
-      Float y = F::mul(F::to_float(F::sub(F::load_int(acc), offset)), scale);
-      if (kBias) y = F::add(y, add);
-      if constexpr (std::is_same_v<R, float>) y = F::add(y, F::load(from + i * from_stride));
-      if constexpr (std::is_same_v<R, uint8_t>) {
-        const Int q = F::sub(F::load_u8(from + i * from_stride), residual_zero);
-        y = F::add(y, F::mul(F::to_float(q), residual_scale));
-      }
-      put(output, clamp(y), to);
+    for (int64_t row = 0; row < row_count; ++row, acc += stride, to += to_stride) {
+      Float y[V];
+      unroll<V>([&](auto i) SPARSEQ_INLINE {
+        y[i] = F::mul(F::to_float(F::sub(F::load_int(acc + i * kLanes), offset[i])), scale[i]);
+        if (kBias) y[i] = F::add(y[i], add[i]);
+        if constexpr (std::is_same_v<R, float>) y[i] = F::add(y[i], F::load(from + row * from_stride + i * kLanes));
+        if constexpr (std::is_same_v<R, uint8_t>) {
+          const Int q = F::sub(F::load_u8(from + row * from_stride + i * kLanes), residual_zero);
+          y[i] = F::add(y[i], F::mul(F::to_float(q), residual_scale));
+        }
+      });
+      if constexpr (std::is_same_v<Y, float>)
+        unroll<V>([&](auto i) SPARSEQ_INLINE { F::store(to + i * kLanes, clamp(y[i])); });
+      else if constexpr (V == 2)
+        output.store(y[0], y[1], to);
+      else
+        output.store(y[0], to);
     }
   }
 

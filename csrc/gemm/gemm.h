@@ -41,8 +41,8 @@ struct WorkPlan {
   int64_t rows = 0;
   int64_t row_block = 0;  // rows per work item; their activations stay in L2
   int64_t row_blocks = 0;
-  int64_t items = 0;      // item = (row block, conv group, group of output channels)
-  int winograd = 0;       // else outputs a side of its tiles; a row of a block is then a strip (winograd.h)
+  int64_t items = 0;  // item = (row block, conv group, group of output channels)
+  int winograd = 0;   // else outputs a side of its tiles; a row of a block is then a strip (winograd.h)
 };
 
 // conv: of the input, or null

@@ -3,7 +3,7 @@
 //   for each work item (row block: activations in L2; group of channels: one cache line of outputs)
 //     for each chunk of inputs (weights of the group in L1; 2:4 positions expanded once)
 //       for each tile of rows, for each panel: micro-kernel, accumulators in an int32 block
-//     epilogue of each tile after the last chunk
+//     epilogue of some tiles after their last chunk
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -21,6 +21,7 @@ struct Driver {
   using Function = void (*)(const sparseq::Operands&, int32_t*, int64_t, bool);
   // Up to this many rows a 2:4 block is used once per load, and splitting its positions in registers is cheaper.
   static constexpr int kStoredRows = 4;
+  static constexpr int64_t kFinished = 8;  // tiles whose sums leave together, while they are in L1
   static constexpr bool kExpands = Micro::kExpandedBlock > 0;
   static constexpr int kGroupWidth = Micro::kGroupVectors * Micro::kLanes;
 
@@ -144,7 +145,9 @@ struct Driver {
                                              ahead(w, chunk, chunks_on, t, tiles)};
             micro(operands, tile_acc + p * w.panel_width(), kGroupWidth, c == 0);
           }
-          if (c + 1 == w.chunks) finish.rows(tile_acc, kGroupWidth, row0 + first, some);
+          if (c + 1 < w.chunks || (t % kFinished != kFinished - 1 && t + 1 < tiles)) continue;
+          const int64_t from = t / kFinished * kFinished * tile;
+          finish.rows(acc + from * kGroupWidth, kGroupWidth, row0 + from, first + some - from);
         }
       }
     }

@@ -17,6 +17,7 @@ struct WinogradTiles : Avx2Bytes {
   using F = Filter<T>;
   static constexpr int kRows = 6;  // tiles of a product: 12 accumulators of the 16 registers
   static constexpr int kSide = F::kInputs;
+  static constexpr int64_t kApart = 32;
   static constexpr int64_t kGroup = sparseq::winograd::kGroup, kInputLanes = sparseq::winograd::kLanes;
 
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
@@ -25,11 +26,13 @@ struct WinogradTiles : Avx2Bytes {
     const int64_t channels = w.shape.in_channels, outputs = w.shape.out_channels;
     const int64_t strips = sparseq::winograd::strips(s, T), in_strip = sparseq::winograd::tiles(s, T);
     const int64_t groups = (outputs + kGroup - 1) / kGroup, most = plan.row_block * in_strip;
+    // From point to point; not a multiple of 4 KiB, or a tile's points would compete for one set of the cache.
+    const int64_t v_step = most * channels + kApart, u_step = channels * kGroup + kApart;
+    const int64_t m_step = most * kGroup + kApart;
     // One behind the other in the thread's memory, all of whole cache lines.
-    const int64_t v_size = 2 * kSide * kSide * most * channels, u_size = 2 * kSide * channels * kGroup;
-    const int64_t m_size = 4 * kSide * most * kGroup, half_size = T * m_size;
-    const int64_t lines_size = 4 * T * T * in_strip * kGroup,
-                  columns_size = 2 * kSide * (T * in_strip + 2) * kInputLanes;
+    const int64_t v_size = 2 * kSide * kSide * v_step, u_size = 2 * 2 * kSide * u_step, m_size = 4 * kSide * m_step;
+    const int64_t half_size = T * m_size, lines_size = 4 * T * T * in_strip * kGroup;
+    const int64_t columns_size = 2 * kSide * (T * in_strip + 2) * kInputLanes;
     uint8_t* at = sparseq::thread_scratch(
         static_cast<std::size_t>(v_size + u_size + m_size + half_size + lines_size + columns_size));
     const auto part = [&](int64_t size) { return std::exchange(at, at + size); };
@@ -45,22 +48,24 @@ struct WinogradTiles : Avx2Bytes {
       const int64_t count = smaller(plan.row_block, s.batch * strips - first), tiles = count * in_strip;
       if (block != transformed) {
         for (int64_t i = 0; i < count; ++i)
-          strip(input, channels, (first + i) / strips, (first + i) % strips, v + i * in_strip * channels,
-                tiles * channels, columns);
+          strip(input, channels, (first + i) / strips, (first + i) % strips, v + i * in_strip * channels, v_step,
+                columns);
         transformed = block;
       }
-      unroll<kSide>([&](auto i) {  // a row of points at a time, so that its U and its products stay near
-        weights<i>(w.winograd + group * 9 * channels * kGroup, channels / 2, u);
-        for (int64_t j = 0; j < kSide; ++j)
-          product(v + (kSide * i + j) * tiles * channels, u + j * channels * kGroup, channels, tiles,
-                  m + j * tiles * kGroup);
-        across(m, tiles, half + i * T * tiles * kGroup);
+      unroll<kSide / 2>([&](auto p) {  // two rows of points at a time, so that their U and products stay near
+        weights<p>(w.winograd + group * 9 * channels * kGroup, channels / 2, u, u_step);
+        for (int64_t r = 0; r < 2; ++r) {
+          const int64_t i = F::kRows[p][r];
+          for (int64_t j = 0; j < kSide; ++j)
+            product(v + (kSide * i + j) * v_step, u + (kSide * r + j) * u_step, channels, tiles, m + j * m_step);
+          across(m, m_step, tiles, half + i * T * m_step);
+        }
       });
       const int64_t channel = group * kGroup;
       const EpilogueKernel<Avx2Float> finish(epilogue, w.weight_sum, channel, smaller(kGroup, outputs - channel));
       for (int64_t i = 0; i < count; ++i) {
         const int64_t image = (first + i) / strips, y = (first + i) % strips * T;
-        down(half + i * in_strip * kGroup, tiles * kGroup, in_strip, lines);
+        down(half + i * in_strip * kGroup, m_step, in_strip, lines);
         for (int64_t line = 0; line < T && y + line < s.out_height; ++line)
           finish.rows(lines + line * T * in_strip * kGroup, kGroup, (image * s.out_height + y + line) * s.out_width,
                       s.out_width);
@@ -109,21 +114,24 @@ struct WinogradTiles : Avx2Bytes {
     }
   }
 
-  // Row I of U of a group, [point][pair of inputs][output][input].
-  template <int I>
-  static void weights(const int8_t* g, int64_t pairs, int16_t* u) {
+  // Two rows of U of a group, [row][point][pair of inputs][output][input].
+  template <int P>
+  static void weights(const int8_t* g, int64_t pairs, int16_t* u, int64_t step) {
     for (int64_t half = 0; half < 2 * pairs; ++half) {  // 8 outputs of a pair
-      Vec t[3];
+      Vec t[2][3];
       unroll<3>([&](auto x) SPARSEQ_INLINE {
         Vec taps[3];
         unroll<3>([&](auto y) SPARSEQ_INLINE {
           const int8_t* from = g + ((3 * y + x) * pairs * 2 + half) * 16;
           taps[y] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
         });
-        t[x] = F::template weights<I>(taps);
+        unroll<2>([&](auto r) SPARSEQ_INLINE { t[r][x] = F::template weights<F::kRows[P][r]>(taps); });
       });
-      unroll<kSide>([&](auto j)
-                        SPARSEQ_INLINE { store16(u + (j * pairs * 2 + half) * 16, F::template weights<j>(t)); });
+      unroll<2>([&](auto r) SPARSEQ_INLINE {
+        unroll<kSide>([&](auto j) SPARSEQ_INLINE {
+          store16(u + (kSide * r + j) * step + half * 16, F::template weights<j>(t[r]));
+        });
+      });
     }
   }
 
@@ -159,9 +167,8 @@ struct WinogradTiles : Avx2Bytes {
   }
 
   // A row of points [point][tile][group] times A.
-  static void across(const int32_t* m, int64_t tiles, int32_t* to) {
-    const int64_t stride = tiles * kGroup;
-    for (int64_t i = 0; i < stride; i += kLanes)
+  static void across(const int32_t* m, int64_t stride, int64_t tiles, int32_t* to) {
+    for (int64_t i = 0; i < tiles * kGroup; i += kLanes)
       outputs(m + i, stride, [&](auto j, Acc y) SPARSEQ_INLINE { store_acc(to + j * stride + i, y); });
   }
 

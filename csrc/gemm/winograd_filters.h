@@ -31,7 +31,8 @@ struct FilterSums {  // modulo 2^32
 template <>
 struct Filter<2> {
   static constexpr int kInputs = 4;
-  static constexpr int kShift[2] = {1, 1};  // 2 Y and not Y: what outputs leaves to divide by
+  static constexpr int kRows[2][2] = {{0, 3}, {1, 2}};  // of U that have terms in common
+  static constexpr int kShift[2] = {1, 1};              // 2 Y and not Y: what outputs leaves to divide by
   static constexpr uint32_t kInverse = 1;
 
   // B^T d
@@ -64,6 +65,7 @@ struct Filter<2> {
 template <>
 struct Filter<4> {
   static constexpr int kInputs = 6;
+  static constexpr int kRows[3][2] = {{0, 5}, {1, 2}, {3, 4}};
   static constexpr int kShift[4] = {3, 2, 1, 1};   // 3 * 2^kShift Y
   static constexpr uint32_t kInverse = 954437177;  // of 3 * 3, modulo 2^32
 

@@ -44,6 +44,8 @@ def resident(field: str = "VmRSS") -> int | None:
 def give_back() -> None:
     """Hand freed memory back to the system, where the C library can."""
     gc.collect()
+    if "sparseq._C" in sys.modules:
+        sys.modules["sparseq._C"].empty_cache()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

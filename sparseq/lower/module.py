@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseq import ops
 from sparseq.lower.assemble import Assembled, assemble
 from sparseq.lower.trace import Differs, Traced, trace
 from sparseq.nn import SparseQuantLayer
@@ -148,6 +149,7 @@ def lower(model: nn.Module, example: Tensor) -> nn.Module:
         reason = "its example is empty"
     else:
         traced = trace(model, example)
+        ops.empty_cache()  # of the values that tracing made
         if isinstance(traced, Traced):
             found = assemble(traced, model)
             if not isinstance(found, str):

@@ -2,7 +2,7 @@
 
 import torch
 
-import sparseq._C  # noqa: F401  (registers the ops)
+import sparseq._C  # registers the ops
 from sparseq.ops.affine import (
     dequantize,
     minmax,
@@ -19,6 +19,7 @@ from sparseq.ops.weight_only import int4_linear, linear_24, tiles_24
 
 __all__ = [
     "dequantize",
+    "empty_cache",
     "fake_quantize",
     "fake_quantize_observed",
     "histogram",
@@ -39,6 +40,14 @@ __all__ = [
     "unpack_24",
     "unpack_int4",
 ]
+
+
+def empty_cache() -> None:
+    """Give back to the system what is kept of freed CPU memory.
+
+    Outputs of 4 MiB and more, and the arenas of programs, reuse it: up to SPARSEQ_RECYCLE_MB (256).
+    """
+    sparseq._C.empty_cache()
 
 
 def kernels() -> dict[str, list[str]]:
