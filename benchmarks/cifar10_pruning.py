@@ -31,13 +31,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sparseq
-from sparseq import NM, Channels, Layer, Plan, Unstructured, analysis, bench, sparse
+from sparseq import NM, Channels, Layer, Plan, Unstructured, analysis, bench, distill, sparse
 from sparseq.files import atomic_path
 from sparseq.run import data
 from sparseq.run.recipe import Training
 
 ROUNDS, ROUND_EPOCHS, ROUND_RATE = 5, 2, 0.02
 EPOCHS, RATE = 16, 0.1
+TEMPERATURE, ALPHA = 4.0, 0.1  # of what is distilled; alpha: the labels' share
 ESCAPES = 100  # of the search for a permutation
 TARGET = 0.8
 SMOKE = 256  # images
@@ -97,15 +98,21 @@ class Run:
         model: nn.Module,
         seed: int,
         recipe: Training | None = None,
-        before_epoch: Callable[[int], None] | None = None,
+        **how: Any,
     ) -> nn.Module:
-        """By one cycle of the learning rate, or as the recipe says.
+        """By one cycle of the learning rate, or as the recipe says; `how` as train takes it.
 
         A rate as large as the first training's wins back more than a small one (Renda et al. 2020).
         """
         recipe = recipe or Training(epochs=self.epochs, rate=RATE, batch=128)
-        trained(model, self.dataset, recipe, self.kept, seed=seed, before_epoch=before_epoch)
+        trained(model, self.dataset, recipe, self.kept, seed=seed, **how)
         return model
+
+    def distilled(self, model: nn.Module) -> nn.Module:
+        """A second cycle, half as long and as high, with the float network as the teacher."""
+        recipe = Training(epochs=max(self.epochs // 2, 1), rate=RATE / 2, batch=128)
+        loss = distill.Loss(copy.deepcopy(self.base), TEMPERATURE, ALPHA)  # which freezes it
+        return self.retrain(model, 2, recipe, criterion=loss)
 
     def pruned(self, plan: Plan, escapes: int | None = None) -> nn.Module:
         model = copy.deepcopy(self.base)
@@ -176,6 +183,9 @@ class Run:
             "float32": lambda: self.base,
             f"{unstructured}, one shot, not retrained": lambda: self.pruned(WHOLE),
             f"{unstructured}, iterative magnitude": lambda: self.iterative("magnitude", WHOLE),
+            f"{unstructured}, iterative magnitude, distilled": lambda: self.distilled(
+                self.iterative("magnitude", WHOLE)
+            ),
             f"{unstructured}, iterative Taylor": lambda: self.iterative("taylor", WHOLE, "taylor"),
             f"{unstructured}, iterative, ratios by sensitivity": lambda: self.iterative(
                 "sensitivity", self.by_sensitivity()
@@ -283,6 +293,8 @@ def write(run: Run, order: list[str], label: str, folder: Path) -> None:
         f"drop the same share of what is left, {run.round_epochs} epochs of retraining after each "
         f"(cosine from {ROUND_RATE}), {run.epochs} after the last (one cycle to {RATE}); all "
         f"others {run.epochs} epochs alike, SR-STE's mask (decay 2e-4) fixed in the last fifth. "
+        f"Distilled: {max(run.epochs // 2, 1)} epochs more (one cycle to {RATE / 2}), taught by "
+        f"the float network (T = {TEMPERATURE:g}, alpha = {ALPHA:g}). "
         "Zeros: of all convolutions and the classifier; files hold float32. Seconds on cores that "
         "other work shared; of a stage that was interrupted, since it went on."
     )

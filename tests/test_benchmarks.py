@@ -32,6 +32,7 @@ def benchmarks(monkeypatch):
 
 STAGES = (
     "80 % unstructured, iterative magnitude",
+    "80 % unstructured, iterative magnitude, distilled",
     "2:4, channels permuted, not retrained",
     "2:4, SR-STE",
     "half the MACs, global l2",
