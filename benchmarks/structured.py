@@ -9,6 +9,7 @@ search on the random matrix of apex's README. What both cost in accuracy: cifar1
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import sys
 import time
@@ -39,10 +40,23 @@ def resnet18() -> nn.Module:
     return models.build("resnet18", 3, 10).to(memory_format=torch.channels_last).eval()
 
 
+def in_turns(
+    models: dict[str, nn.Module], batch: int, threads: int, small: bool
+) -> dict[str, float]:
+    """Median milliseconds of each, so that a busy machine is busy for all."""
+    x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    repeats, warmup = (3, 1) if small else (50, 10) if batch == 1 else (5, 2)
+    times: dict[str, list[float]] = {kind: [] for kind in models}
+    for _ in range(1 if small else 5):
+        for kind, model in models.items():
+            found = bench.latency(model, x, threads=threads, repeats=repeats, warmup=warmup)
+            times[kind].append(found.median_ms)
+    return {kind: float(np.median(values)) for kind, values in times.items()}
+
+
 def latencies(small: bool) -> list[dict[str, Any]]:
-    """Dense and pruned in turns, so that a busy machine is busy for both."""
+    """Dense beside pruned, by how many channels stay together."""
     rows = []
-    repeats = {"repeats": 3, "warmup": 1} if small else {"repeats": 50, "warmup": 10}
     for name, build in {"ResNet-20": resnet20, "ResNet-18": resnet18}.items():
         if small and name == "ResNet-18":
             continue
@@ -51,18 +65,11 @@ def latencies(small: bool) -> list[dict[str, Any]]:
             pruned = copy.deepcopy(dense)
             x = torch.randn(1, 3, 32, 32)
             report = sparseq.prune_channels(pruned, x, Channels(0.5, round_to=round_to), macs=0.5)
-            for batch in (1, 32):
-                x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-                for threads in (1, 2):
-                    times: dict[str, list[float]] = {"dense": [], "pruned": []}
-                    for _ in range(1 if small else 5):
-                        for kind, model in (("dense", dense), ("pruned", pruned)):
-                            found = bench.latency(model, x, threads=threads, **repeats)
-                            times[kind].append(found.median_ms)
-                    medians = {kind: float(np.median(values)) for kind, values in times.items()}
-                    share = report.macs[1] / report.macs[0]
-                    rows.append({"network": name, "round_to": round_to, "macs": share,
-                                 "batch": batch, "threads": threads, **medians})  # fmt: skip
+            both = {"dense": dense, "pruned": pruned}
+            for batch, threads in itertools.product((1, 32), (1, 2)):
+                row = {"network": name, "round_to": round_to, "batch": batch, "threads": threads}
+                row["macs"] = report.macs[1] / report.macs[0]
+                rows.append({**row, **in_turns(both, batch, threads, small)})
     return rows
 
 
