@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> None:
         f"{share:.1%} of its parameters, {given.epochs} epochs (SGD, one cycle to {RATE}, batches "
         f"of {BATCH}), T = {TEMPERATURE:g}, alpha = {ALPHA:g}. Each method of a seed starts from "
         "the same weights and sees the same batches. Gain: over alone, pair by pair of seeds; "
-        "after +-, the standard deviation."
+        "after +-, the standard deviation. Seconds on cores that other work shared."
     )
     text = f"{about}\n\n{table(found)}"
     print(text)
