@@ -18,7 +18,7 @@ from sparseq.flow.prepare import (
     transform_of,
     weight_transforms,
 )
-from sparseq.flow.resize import pass_on_sizes
+from sparseq.flow.resize import in_format_of, pass_on_sizes
 from sparseq.lower import lower
 from sparseq.nn import InputGrid, SparseQuantLayer, integer_type, outputs_first, own_forward
 from sparseq.nn.batch_norm import affine_of
@@ -107,7 +107,8 @@ def _fold(layer: nn.Module, factor: Tensor, shift: Tensor) -> None:
         weight: Tensor = layer.weight  # type: ignore[assignment]
         rows = outputs_first(layer, weight.detach())
         per_row = factor.reshape([-1] + [1] * (weight.dim() - 1)).to(weight.dtype)
-        layer.weight = nn.Parameter(outputs_first(layer, rows * per_row).contiguous())
+        scaled = outputs_first(layer, rows * per_row).contiguous()
+        layer.weight = nn.Parameter(in_format_of(weight, scaled))
         layer.bias = nn.Parameter(folded.to(weight.dtype))
 
 

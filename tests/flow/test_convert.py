@@ -566,3 +566,16 @@ def test_torchvision_models_convert_and_agree(name):
         # untrained weights that grows from layer to layer
         step = (wanted.max() - wanted.min()) / 255
         testing.assert_within_lsb(fast(x), wanted, step, lsb=12)
+
+
+@pytest.mark.parametrize("sparsity", [None, Unstructured(0.5), NM(2, 4)], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_float_layers_keep_their_memory_format(sparsity, transposed):
+    """Otherwise torch copies the weight in each call of a channels-last network."""
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    for layout in (torch.channels_last, torch.contiguous_format):
+        model = nn.Sequential(kind(8, 12, 3), nn.BatchNorm2d(12)).eval().to(memory_format=layout)
+        before = model[0].weight.stride()
+        fast = convert(prepare(model, Plan({"*": Layer(sparsity=sparsity)})))
+        assert type(fast[1]) is nn.Identity
+        assert fast[0].weight.stride() == before, layout
