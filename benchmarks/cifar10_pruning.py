@@ -111,8 +111,11 @@ class Run:
     def distilled(self, model: nn.Module) -> nn.Module:
         """A second cycle, half as long and as high, with the float network as the teacher."""
         recipe = Training(epochs=max(self.epochs // 2, 1), rate=RATE / 2, batch=128)
-        loss = distill.Loss(copy.deepcopy(self.base), TEMPERATURE, ALPHA)  # which freezes it
-        return self.retrain(model, 2, recipe, criterion=loss)
+        return self.retrain(model, 2, recipe, criterion=self.taught())
+
+    def taught(self) -> distill.Loss:
+        """The loss of a student of the float network."""
+        return distill.Loss(copy.deepcopy(self.base), TEMPERATURE, ALPHA)  # which freezes it
 
     def pruned(self, plan: Plan, escapes: int | None = None) -> nn.Module:
         model = copy.deepcopy(self.base)
@@ -167,10 +170,10 @@ class Run:
 
         return self.retrain(model, 1, before_epoch=before_epoch)
 
-    def narrow(self, spec: Channels) -> nn.Module:
+    def narrow(self, spec: Channels, **how: Any) -> nn.Module:
         model = copy.deepcopy(self.base)
         print(sparseq.prune_channels(model, torch.randn(IMAGE), spec, macs=0.5), flush=True)
-        return self.retrain(model, 1)
+        return self.retrain(model, 1, **how)
 
     def stages(self) -> dict[str, Callable[[], nn.Module]]:
         """What each is made by, in the order of the table."""
@@ -178,7 +181,7 @@ class Run:
             f"half the MACs, {scope} {criterion}": Channels(0.5, criterion, 4, scope)
             for scope, criterion in (("global", "l2"), ("local", "l2"), ("global", "batch_norm"))
         }
-        unstructured = "80 % unstructured"
+        first, unstructured = next(iter(narrow)), "80 % unstructured"
         return {
             "float32": lambda: self.base,
             f"{unstructured}, one shot, not retrained": lambda: self.pruned(WHOLE),
@@ -195,6 +198,7 @@ class Run:
             "2:4, magnitude": lambda: self.retrain(self.pruned(TWO_OF_FOUR), 1),
             "2:4, SR-STE": self.refined,
             **{name: lambda spec=spec: self.narrow(spec) for name, spec in narrow.items()},
+            f"{first}, distilled": lambda: self.narrow(narrow[first], criterion=self.taught()),
             "float32, trained on as long": lambda: self.retrain(copy.deepcopy(self.base), 1),
         }
 
@@ -293,8 +297,8 @@ def write(run: Run, order: list[str], label: str, folder: Path) -> None:
         f"drop the same share of what is left, {run.round_epochs} epochs of retraining after each "
         f"(cosine from {ROUND_RATE}), {run.epochs} after the last (one cycle to {RATE}); all "
         f"others {run.epochs} epochs alike, SR-STE's mask (decay 2e-4) fixed in the last fifth. "
-        f"Distilled: {max(run.epochs // 2, 1)} epochs more (one cycle to {RATE / 2}), taught by "
-        f"the float network (T = {TEMPERATURE:g}, alpha = {ALPHA:g}). "
+        f"Distilled: taught by the float network (T = {TEMPERATURE:g}, alpha = {ALPHA:g}), "
+        f"those of 80 % in {max(run.epochs // 2, 1)} epochs more (one cycle to {RATE / 2}). "
         "Zeros: of all convolutions and the classifier; files hold float32. Seconds on cores that "
         "other work shared; of a stage that was interrupted, since it went on."
     )

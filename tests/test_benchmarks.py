@@ -36,6 +36,7 @@ STAGES = (
     "2:4, channels permuted, not retrained",
     "2:4, SR-STE",
     "half the MACs, global l2",
+    "half the MACs, global l2, distilled",
 )
 
 
