@@ -55,7 +55,7 @@ struct WinogradTiles : Avx2Bytes {
       unroll<kSide / 2>([&](auto p) {  // two rows of points at a time, so that their U and products stay near
         weights<p>(w.winograd + group * 9 * channels * kGroup, channels / 2, u, u_step);
         for (int64_t r = 0; r < 2; ++r) {
-          const int64_t i = F::kRows[p][r];
+          const int64_t i = F::kShared[p][r];
           for (int64_t j = 0; j < kSide; ++j)
             product(v + (kSide * i + j) * v_step, u + (kSide * r + j) * u_step, channels, tiles, m + j * m_step);
           across(m, m_step, tiles, half + i * T * m_step);
@@ -125,7 +125,7 @@ struct WinogradTiles : Avx2Bytes {
           const int8_t* from = g + ((3 * y + x) * pairs * 2 + half) * 16;
           taps[y] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
         });
-        unroll<2>([&](auto r) SPARSEQ_INLINE { t[r][x] = F::template weights<F::kRows[P][r]>(taps); });
+        unroll<2>([&](auto r) SPARSEQ_INLINE { t[r][x] = F::template weights<F::kShared[P][r]>(taps); });
       });
       unroll<2>([&](auto r) SPARSEQ_INLINE {
         unroll<kSide>([&](auto j) SPARSEQ_INLINE {

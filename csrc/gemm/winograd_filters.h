@@ -8,36 +8,29 @@ namespace {
 template <int T>
 struct Filter;
 
-struct FilterWords {
+// Sums of lanes of so many bits, modulo 2^bits.
+template <int kBits>
+struct Lanes {
   using Vec = Avx2Bytes::Vec;
-  static Vec plus(Vec a, Vec b) { return _mm256_add_epi16(a, b); }
-  static Vec minus(Vec a, Vec b) { return _mm256_sub_epi16(a, b); }
+  static_assert(kBits == 16 || kBits == 32);
+  static Vec plus(Vec a, Vec b) { return kBits == 16 ? _mm256_add_epi16(a, b) : _mm256_add_epi32(a, b); }
+  static Vec minus(Vec a, Vec b) { return kBits == 16 ? _mm256_sub_epi16(a, b) : _mm256_sub_epi32(a, b); }
   template <int K>
   static Vec shift(Vec a) {
-    return _mm256_slli_epi16(a, K);
-  }
-};
-
-struct FilterSums {  // modulo 2^32
-  using Vec = Avx2Bytes::Acc;
-  static Vec plus(Vec a, Vec b) { return _mm256_add_epi32(a, b); }
-  static Vec minus(Vec a, Vec b) { return _mm256_sub_epi32(a, b); }
-  template <int K>
-  static Vec shift(Vec a) {
-    return _mm256_slli_epi32(a, K);
+    return kBits == 16 ? _mm256_slli_epi16(a, K) : _mm256_slli_epi32(a, K);
   }
 };
 
 template <>
 struct Filter<2> {
   static constexpr int kInputs = 4;
-  static constexpr int kRows[2][2] = {{0, 3}, {1, 2}};  // of U that have terms in common
-  static constexpr int kShift[2] = {1, 1};              // 2 Y and not Y: what outputs leaves to divide by
+  static constexpr int kShared[2][2] = {{0, 3}, {1, 2}};  // of U that have terms in common
+  static constexpr int kShift[2] = {1, 1};                // 2 Y and not Y: what outputs leaves to divide by
   static constexpr uint32_t kInverse = 1;
 
   // B^T d
   SPARSEQ_INLINE static void inputs(const Avx2Bytes::Vec (&d)[4], Avx2Bytes::Vec (&v)[4]) {
-    using O = FilterWords;
+    using O = Lanes<16>;
     v[0] = O::minus(d[0], d[2]);
     v[1] = O::plus(d[1], d[2]);
     v[2] = O::minus(d[2], d[1]);
@@ -47,7 +40,7 @@ struct Filter<2> {
   // Row I of 2 G g.
   template <int I>
   SPARSEQ_INLINE static Avx2Bytes::Vec weights(const Avx2Bytes::Vec (&g)[3]) {
-    using O = FilterWords;
+    using O = Lanes<16>;
     if constexpr (I == 0) return O::plus(g[0], g[0]);
     if constexpr (I == 1) return O::plus(O::plus(g[0], g[2]), g[1]);
     if constexpr (I == 2) return O::minus(O::plus(g[0], g[2]), g[1]);
@@ -56,7 +49,7 @@ struct Filter<2> {
 
   // A^T m
   SPARSEQ_INLINE static void outputs(const Avx2Bytes::Acc (&m)[4], Avx2Bytes::Acc (&y)[2]) {
-    using O = FilterSums;
+    using O = Lanes<32>;
     y[0] = O::plus(m[0], O::plus(m[1], m[2]));
     y[1] = O::minus(O::minus(m[1], m[2]), m[3]);
   }
@@ -65,12 +58,12 @@ struct Filter<2> {
 template <>
 struct Filter<4> {
   static constexpr int kInputs = 6;
-  static constexpr int kRows[3][2] = {{0, 5}, {1, 2}, {3, 4}};
+  static constexpr int kShared[3][2] = {{0, 5}, {1, 2}, {3, 4}};
   static constexpr int kShift[4] = {3, 2, 1, 1};   // 3 * 2^kShift Y
   static constexpr uint32_t kInverse = 954437177;  // of 3 * 3, modulo 2^32
 
   SPARSEQ_INLINE static void inputs(const Avx2Bytes::Vec (&d)[6], Avx2Bytes::Vec (&v)[6]) {
-    using O = FilterWords;
+    using O = Lanes<16>;
     const auto even4 = O::minus(d[4], O::shift<2>(d[2])), odd4 = O::minus(d[3], O::shift<2>(d[1]));
     const auto even1 = O::minus(d[4], d[2]), odd1 = O::minus(d[3], d[1]), twice = O::plus(odd1, odd1);
     v[0] = O::plus(O::shift<2>(O::minus(d[0], d[2])), even1);
@@ -84,7 +77,7 @@ struct Filter<4> {
   // Row I of G g, times 4, -6, -6, 24, 24 and 1.
   template <int I>
   SPARSEQ_INLINE static Avx2Bytes::Vec weights(const Avx2Bytes::Vec (&g)[3]) {
-    using O = FilterWords;
+    using O = Lanes<16>;
     if constexpr (I == 0) return g[0];
     if constexpr (I == 1) return O::plus(O::plus(g[0], g[2]), g[1]);
     if constexpr (I == 2) return O::minus(O::plus(g[0], g[2]), g[1]);
@@ -95,7 +88,7 @@ struct Filter<4> {
 
   // A^T m with those factors divided out, times 24, 12, 6 and 6.
   SPARSEQ_INLINE static void outputs(const Avx2Bytes::Acc (&m)[6], Avx2Bytes::Acc (&y)[4]) {
-    using O = FilterSums;
+    using O = Lanes<32>;
     const auto sum1 = O::plus(m[1], m[2]), sum2 = O::plus(m[3], m[4]);
     const auto less1 = O::minus(m[1], m[2]), less2 = O::minus(m[3], m[4]);
     const auto even = O::minus(O::plus(m[0], O::plus(m[0], m[0])), O::plus(sum1, sum1));
