@@ -26,6 +26,7 @@ from typing import Any
 import cifar10
 import numpy as np
 import torch
+from cifar10_pruning_report import page
 from resume import trained
 from safetensors.torch import load_file
 from torch import nn
@@ -262,36 +263,6 @@ def main(arguments: list[str]) -> None:
 
 def write(run: Run, order: list[str], label: str, folder: Path) -> None:
     """The table and its figures, stamped, to cifar10_pruning.{md,json}."""
-    stamp, found = bench.environment(), run.found
-    lines = [
-        "| ResNet-20 | accuracy % | drop | bound | zeros % | MB | seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in order:
-        row = found[name]
-        drop = found["float32"]["accuracy"] - row["accuracy"]
-        bound = next((b for start, b in ALLOWED.items() if name.startswith(start)), None)
-        shown = "" if bound is None or "not retrained" in name else f"{bound}"
-        lines.append(
-            f"| {name} | {row['accuracy']:.2f} | {drop:.2f} | {shown} | {100 * row['zeros']:.1f} | "
-            f"{row['megabytes']:.3f} | {row['seconds']:.0f} |"
-        )
-    timed = [
-        f"| {name} | {r['batch']} | {r['threads']} | {r['whole']:.2f} | {r['narrow']:.2f} | "
-        f"{r['whole'] / r['narrow']:.2f}x |"
-        for name in order
-        for r in found[name].get("speed", ())
-    ]
-    if timed:
-        lines += ["", "Fewer channels in float32 beside the whole network, medians in turns:", ""]
-        lines += ["| | batch | threads | whole ms | ms | speed-up |", "|---|---|---|---|---|---|"]
-        lines += timed
-    left = [
-        f"- {name}: " + "; ".join(f"{layer}: {why}" for layer, why in found[name]["dense"].items())
-        for name in order
-        if found[name]["dense"]
-    ]
-    about = [f"- {key}: {value}" for key, value in stamp.items()]
     intro = (
         f"{label}. All from the committed float network. Iterative: {run.rounds} rounds that each "
         f"drop the same share of what is left, {run.round_epochs} epochs of retraining after each "
@@ -302,11 +273,10 @@ def write(run: Run, order: list[str], label: str, folder: Path) -> None:
         "Zeros: of all convolutions and the classifier; files hold float32. Seconds on cores that "
         "other work shared; of a stage that was interrupted, since it went on."
     )
-    parts = ["# cifar10_pruning", "", intro, "", *lines, "", "Layers left dense:", "", *left, ""]
+    stamp, found = bench.environment(), {name: run.found[name] for name in order}
+    text = page(intro, found, ALLOWED, stamp)
     with atomic_path(folder / "cifar10_pruning.json") as path:
-        results = {"environment": stamp, "results": {name: found[name] for name in order}}
-        path.write_text(json.dumps(results, indent=1) + "\n")
-    text = "\n".join([*parts, *about, ""])
+        path.write_text(json.dumps({"environment": stamp, "results": found}, indent=1) + "\n")
     with atomic_path(folder / "cifar10_pruning.md") as path:
         path.write_text(text)
     print(text)
