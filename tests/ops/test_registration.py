@@ -19,6 +19,7 @@ SCHEMAS = {
     if schema.name.startswith("sparseq::")
 }
 
+torch.manual_seed(0)  # conftest's seed comes with a test, after this module's tensors
 x = torch.linspace(-4, 4, 48).reshape(2, 4, 6)
 image = x.reshape(2, 4, 3, 2).contiguous(memory_format=torch.channels_last)
 q = torch.arange(48, dtype=torch.int8).reshape(2, 4, 6)
@@ -227,7 +228,9 @@ def test_rows_agree_with_the_reference(name):
         got, wanted = (v if isinstance(v, (tuple, list)) else (v,) for v in (got, wanted))
         for value, exact in zip(got, wanted, strict=True):
             assert value.shape == exact.shape and value.dtype == exact.dtype
-            torch.testing.assert_close(value, exact, rtol=1e-5, atol=1e-5)
+            # float sums and the reference's double ones may round to neighbours of 8 or 11 bits
+            ulp = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+            torch.testing.assert_close(value, exact, rtol=max(1e-5, ulp), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
