@@ -39,6 +39,7 @@ from sparseq.run.recipe import Training
 
 ROUNDS, ROUND_EPOCHS, ROUND_RATE = 5, 2, 0.02
 EPOCHS, RATE = 16, 0.1
+SECOND = 1.5  # of EPOCHS, the length of a second cycle, at the first training's rate
 TEMPERATURE, ALPHA = 4.0, 0.1  # of what is distilled; alpha: the labels' share
 ESCAPES = 100  # of the search for a permutation
 TARGET = 0.8
@@ -110,9 +111,17 @@ class Run:
         return model
 
     def distilled(self, model: nn.Module) -> nn.Module:
-        """A second cycle, half as long and as high, with the float network as the teacher."""
-        recipe = Training(epochs=max(self.epochs // 2, 1), rate=RATE / 2, batch=128)
+        """A second cycle with the float network as the teacher.
+
+        Its rate is that of the network's first training (learning rate rewinding, Renda et al.
+        2020): half of `retrain`'s rate, for 8 epochs, changed nothing.
+        """
+        recipe = Training(epochs=self.second, rate=2 * RATE, batch=128)
         return self.retrain(model, 2, recipe, criterion=self.taught())
+
+    @property
+    def second(self) -> int:
+        return int(SECOND * self.epochs)
 
     def taught(self) -> distill.Loss:
         """The loss of a student of the float network."""
@@ -269,7 +278,7 @@ def write(run: Run, order: list[str], label: str, folder: Path) -> None:
         f"(cosine from {ROUND_RATE}), {run.epochs} after the last (one cycle to {RATE}); all "
         f"others {run.epochs} epochs alike, SR-STE's mask (decay 2e-4) fixed in the last fifth. "
         f"Distilled: taught by the float network (T = {TEMPERATURE:g}, alpha = {ALPHA:g}), "
-        f"those of 80 % in {max(run.epochs // 2, 1)} epochs more (one cycle to {RATE / 2}). "
+        f"those of 80 % in {run.second} epochs more (one cycle to {2 * RATE}). "
         "Zeros: of all convolutions and the classifier; files hold float32. Seconds on cores that "
         "other work shared; of a stage that was interrupted, since it went on."
     )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 __all__ = ["MODELS", "ResNet", "build", "parameters"]
 
-MODELS = ("small", "resnet20", "resnet18")
+MODELS = ("small", "resnet20", "resnet18_quarter", "resnet18")
 
 
 class Block(nn.Module):
@@ -96,7 +96,9 @@ def build(name: str, channels: int, classes: int, *, student: bool = False) -> n
     ``resnet20`` is He et al.'s for CIFAR-10 (width 16, 0.27 million parameters) but for 1x1
     convolutions where shapes change; its student has 8 layers of width 12.
     ``resnet18`` is torchvision's with the stem for small images (3x3, stride 1, no pooling); its
-    student has one block in each of the four stages and half the width.
+    student has one block in each of the four stages and half the width. ``resnet18_quarter`` is the
+    same at a quarter of the width (0.70 million parameters); its student does without the last
+    stage, which holds three quarters of them.
 
     Args:
         name: one of :data:`MODELS`.
@@ -117,6 +119,8 @@ def build(name: str, channels: int, classes: int, *, student: bool = False) -> n
         return ResNet(channels, classes, **shape)
     if name == "resnet20":
         return ResNet(channels, classes, width=12 if student else 16, depth=1 if student else 3)
+    if name == "resnet18_quarter":
+        return ResNet(channels, classes, width=16, stages=3 if student else 4)
     if student:
         return ResNet(channels, classes, width=32, depth=1, stages=4)
     from torchvision.models import resnet18

@@ -162,7 +162,7 @@ class Recipe(_Part):
     name: Annotated[str, Field(min_length=1)] = "exercise"
     data: Annotated[str, Field(min_length=1)] = "digits"
     image_size: Annotated[int, Field(ge=8)] = 32
-    model: Literal["small", "resnet20", "resnet18"] = "small"
+    model: Literal["small", "resnet20", "resnet18_quarter", "resnet18"] = "small"
     seeds: _list(Annotated[int, Field(ge=0)]) = (0,)  # type: ignore[valid-type]
     variants: _list(Name) = COMBINATIONS  # type: ignore[valid-type]
     order: Order = LETTERS

@@ -11,9 +11,7 @@ def test_student_has_at_most_a_quarter_of_the_parameters(name):
 
 
 @pytest.mark.parametrize("student", [False, True])
-@pytest.mark.parametrize(
-    ("name", "size"), [("small", 8), ("small", 32), ("resnet20", 32), ("resnet18", 32)]
-)
+@pytest.mark.parametrize(("name", "size"), [("small", 8), *((name, 32) for name in models.MODELS)])
 def test_shapes(name, size, student):
     model = models.build(name, 1, 7, student=student).eval()
     assert model(torch.randn(2, 1, size, size)).shape == (2, 7)
@@ -41,7 +39,7 @@ def test_resnet18_keeps_its_resolution_for_small_images():
 
 def test_errors_name_the_argument():
     with pytest.raises(
-        ValueError, match="model: must be one of small, resnet20, resnet18, got 'vgg'"
+        ValueError, match=r"model: must be one of small, resnet20, .*resnet18, got 'vgg'"
     ):
         models.build("vgg", 3, 10)
     with pytest.raises(ValueError, match="width must be at least 1, got 0"):
@@ -53,3 +51,13 @@ def test_resnet20_is_the_paper_s():
     layers = [m for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     assert sum("shortcut" not in n for n, m in model.named_modules() if m in layers) == 20
     assert 0.27e6 < models.parameters(model) < 0.275e6
+
+
+def test_a_quarter_of_resnet18_is_torchvision_s_but_for_the_width():
+    def convolutions(name):
+        built = models.build(name, 3, 10).modules()
+        return sorted(tuple(m.weight.shape) for m in built if isinstance(m, torch.nn.Conv2d))
+
+    narrow, whole = convolutions("resnet18_quarter"), convolutions("resnet18")
+    divided = [(out // 4, inputs if inputs == 3 else inputs // 4, *k) for out, inputs, *k in whole]
+    assert narrow == sorted(divided)
