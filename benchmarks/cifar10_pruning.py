@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import cifar10
-import numpy as np
 import torch
+from cifar10_pruning_measures import drop_error, right, speed
 from cifar10_pruning_report import page
 from resume import trained
 from safetensors.torch import load_file
@@ -91,8 +91,7 @@ class Run:
             "megabytes": path.stat().st_size / 2**20,
             "dense": sparseq.explain(fast).dense,
         }
-        with atomic_path(self.file) as temporary:
-            temporary.write_text(json.dumps(self.found, indent=1))
+        self.write()
         print(name, self.found[name], flush=True)
 
     def retrain(
@@ -212,26 +211,27 @@ class Run:
             "float32, trained on as long": lambda: self.retrain(copy.deepcopy(self.base), 1),
         }
 
-    def speed(self, name: str, repeats: int = 50) -> None:
-        """Time a network of fewer channels beside the whole one, in turns."""
-        row = self.found[name]
-        if "speed" in row:
-            return
-        narrow = copy.deepcopy(self.base)
-        sparseq.load(self.path(name), narrow)
-        row["speed"] = []
-        for batch in (1, 32):
-            x = torch.randn(batch, *IMAGE[1:]).contiguous(memory_format=torch.channels_last)
-            for threads in (1, 2):
-                times: dict[str, list[float]] = {"whole": [], "narrow": []}
-                for _ in range(5):
-                    for key, model in (("whole", self.base), ("narrow", narrow)):
-                        timed = bench.latency(model, x, threads=threads, repeats=repeats, warmup=5)
-                        times[key].append(timed.median_ms)
-                medians = {key: float(np.median(values)) for key, values in times.items()}
-                row["speed"].append({"batch": batch, "threads": threads, **medians})
+    def loaded(self, name: str) -> nn.Module:
+        model = copy.deepcopy(self.base)
+        sparseq.load(self.path(name), model)
+        return model
+
+    def write(self) -> None:
         with atomic_path(self.file) as temporary:
             temporary.write_text(json.dumps(self.found, indent=1))
+
+    def measure(self, repeats: int = 50) -> None:
+        """What was not measured yet: the error of each drop, the speed with fewer channels."""
+        before: torch.Tensor | None = None
+        for name, row in self.found.items():
+            model = self.loaded(name)
+            if "error" not in row:
+                if before is None:
+                    before = right(self.base, self.dataset)
+                row["error"] = drop_error(before, right(model, self.dataset))
+            if name.startswith("half") and "speed" not in row:
+                row["speed"] = speed(self.base, model, IMAGE, repeats)
+            self.write()
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -262,9 +262,7 @@ def main(arguments: list[str]) -> None:
     for name, build in stages.items():
         if given.stages is None or name in ("float32", *given.stages):
             run.stage(name, build)
-    for name in run.found:
-        if name.startswith("half"):
-            run.speed(name, 2 if given.smoke else 50)
+    run.measure(2 if given.smoke else 50)
     label = f"{len(dataset.x_test):,} test images of {given.label or dataset.name}"
     order = [name for name in stages if name in run.found]
     write(run, order, label, given.out if given.smoke else cifar10.RESULTS)
@@ -279,6 +277,7 @@ def write(run: Run, order: list[str], label: str, folder: Path) -> None:
         f"others {run.epochs} epochs alike, SR-STE's mask (decay 2e-4) fixed in the last fifth. "
         f"Distilled: taught by the float network (T = {TEMPERATURE:g}, alpha = {ALPHA:g}), "
         f"those of 80 % in {run.second} epochs more (one cycle to {2 * RATE}). "
+        "Drop: +- its standard error over the images, as both networks see the same. "
         "Zeros: of all convolutions and the classifier; files hold float32. Seconds on cores that "
         "other work shared; of a stage that was interrupted, since it went on."
     )

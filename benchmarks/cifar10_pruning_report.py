@@ -25,7 +25,8 @@ def page(
         bound = next((b for start, b in allowed.items() if name.startswith(start)), None)
         shown = "" if bound is None or "not retrained" in name else f"{bound}"
         lines.append(
-            f"| {name} | {row['accuracy']:.2f} | {drop:.2f} | {shown} | {100 * row['zeros']:.1f} | "
+            f"| {name} | {row['accuracy']:.2f} | {drop:.2f} +- {row['error']:.2f} | {shown} | "
+            f"{100 * row['zeros']:.1f} | "
             f"{row['megabytes']:.3f} | {row['seconds']:.0f} |"
         )
     timed = [
