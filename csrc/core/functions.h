@@ -122,12 +122,15 @@ struct Clamp {
 };
 
 // Where bytes are stored: clamp(rne(y / scale) + zero, low, high), NaN -> zero; clamped before anything is added.
-template <class F>
+// kBounded: |y| is less than 2^60, so no NaN, and takes(scale): the quotient is made of multiplications.
+template <class F, bool kBounded = false>
 struct ByteGrid {
-  typename F::Float scale, low, high;
+  typename F::Float scale, inverse, low, high;
   typename F::Int zero;
+  static bool takes(float scale) { return scale >= 0x1p-60f && scale <= 0x1p60f; }
   ByteGrid(float scale_, int32_t zero_, int32_t low_, int32_t high_, int32_t shift = 0)  // stored + shift
       : scale(F::set(scale_)),
+        inverse(F::set(1.0f / scale_)),
         low(F::set(static_cast<float>(low_ - zero_))),
         high(F::set(static_cast<float>(high_ - zero_))),
         zero(F::set_int(zero_ + shift)) {}
@@ -137,7 +140,11 @@ struct ByteGrid {
     if (a == sparseq::Activation::relu6) high = F::min(high, F::div(F::set(6.0f), scale));
   }
   __attribute__((always_inline)) typename F::Int integers(typename F::Float y) const {
-    const typename F::Float steps = F::nan_to_zero(F::div(y, scale));
+    typename F::Float steps;
+    if constexpr (kBounded)
+      steps = F::quotient(y, scale, inverse);
+    else
+      steps = F::nan_to_zero(F::div(y, scale));
     return F::add(F::round(F::min(F::max(steps, low), high)), zero);
   }
   __attribute__((always_inline)) void store(typename F::Float y, uint8_t* to) const {

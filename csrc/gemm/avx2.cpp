@@ -1,6 +1,7 @@
 // Every outside header comes before the target pragma: nothing with external linkage may be compiled for AVX2.
 #include <immintrin.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <utility>

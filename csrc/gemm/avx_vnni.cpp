@@ -2,6 +2,7 @@
 // SPARSEQ_PORTABLE_INTRINSICS (tests on machines without it) takes that instruction from SIMDe.
 #include <immintrin.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <utility>

@@ -1,5 +1,6 @@
 // The epilogue over a float trait: int32 accumulators of a few rows -> what core/epilogue.h describes.
 #pragma once
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -25,6 +26,7 @@ struct EpilogueKernel {
   const sparseq::Epilogue& e;
   int64_t channel;
   int64_t count;
+  bool is_bounded;
 
   EpilogueKernel(const sparseq::Epilogue& epilogue, const int32_t* sums, int64_t channel0, int64_t channels)
       : e(epilogue), channel(channel0), count(channels) {
@@ -39,25 +41,27 @@ struct EpilogueKernel {
     if (e.row_zero == nullptr)
       for (int64_t v = 0; v < padded; v += kLanes)
         F::store_int(shift + v, F::mul(F::set_int(e.zero), F::load_int(shift + v)));
+    is_bounded = bounded();
   }
 
   void rows(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count) const {
     const int64_t whole = common() ? count / kLanes * kLanes : 0;
     for (int64_t v = 0, step = kLanes; v < whole; v += step)
-      by_types([&]<class Y, class R>(Y, R) {
+      by_types([&]<class Y, class R, bool kBounded>(Y, R, std::bool_constant<kBounded>) {
         const int64_t to_stride = e.output_stride;
         Y* to = static_cast<Y*>(e.output) + row0 * to_stride + channel + v;
         if (Clamp<F>::covers(e.activation)) {
           step = whole - v >= 2 * kLanes ? 2 * kLanes : kLanes;
-          return step > kLanes ? columns<Y, R, 2>(acc + v, stride, row0, row_count, v, e.activation, to, to_stride)
-                               : columns<Y, R, 1>(acc + v, stride, row0, row_count, v, e.activation, to, to_stride);
+          return step > kLanes
+                     ? columns<kBounded, Y, R, 2>(acc + v, stride, row0, row_count, v, e.activation, to, to_stride)
+                     : columns<kBounded, Y, R, 1>(acc + v, stride, row0, row_count, v, e.activation, to, to_stride);
         }
         alignas(64) float buffer[kBufferRows * kLanes];  // a loop for the sums, one for the activation
         for (int64_t i = 0; i < row_count; i += kBufferRows) {
           const int64_t some = row_count - i < kBufferRows ? row_count - i : kBufferRows;
-          columns<float, R, 1>(acc + i * stride + v, stride, row0 + i, some, v, sparseq::Activation::none, buffer,
-                               kLanes);
-          activate(buffer, to + i * to_stride, to_stride, some);
+          columns<false, float, R, 1>(acc + i * stride + v, stride, row0 + i, some, v, sparseq::Activation::none,
+                                      buffer, kLanes);
+          activate<kBounded>(buffer, to + i * to_stride, to_stride, some);
         }
       });
     if (whole == count) return;
@@ -89,41 +93,64 @@ struct EpilogueKernel {
     return residual && output && e.row_scale == nullptr && e.row_zero == nullptr;
   }
 
-  // f(a value of the output's type, and one of the residual's) of a common epilogue.
-  template <class G>
-  void by_types(G g) const {
-    const auto with = [&]<class Y>(Y y) {
-      if (e.residual_type == sparseq::Element::none) return g(y, None{});
-      e.residual_type == sparseq::Element::f32 ? g(y, float{}) : g(y, uint8_t{});
-    };
-    e.output_type == sparseq::Element::f32 ? with(float{}) : with(uint8_t{});
+  // Whether what a ByteGrid gets is bounded as it may be told: |y| < 2^31 * 2^28 + 2^58 + 2^8 * 2^49.
+  bool bounded() const {
+    const bool plain = e.residual_type == sparseq::Element::none ||
+                       (e.residual_type == sparseq::Element::u8 && __builtin_fabsf(e.residual_scale) <= 0x1p49f);
+    return plain && ByteGrid<F>::takes(e.output_scale) && within(multiplier, 0x1p28f) &&
+           (e.bias == nullptr || within(bias, 0x1p58f));
+  }
+  bool within(const float* values, float bound) const {  // by their bits: a NaN's are above all others
+    uint32_t most = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const uint32_t size = std::bit_cast<uint32_t>(values[i]) & 0x7fffffffu;
+      most = size > most ? size : most;
+    }
+    return most <= std::bit_cast<uint32_t>(bound);
   }
 
-  template <class Y>
-  static void put(const ByteGrid<F>& grid, Float y, Y* to) {
+  // f(a value of the output's type, one of the residual's, whether bounded) of a common epilogue.
+  template <class G>
+  void by_types(G g) const {
+    using sparseq::Element;
+    constexpr std::false_type no;
+    const auto with = [&]<class Y>(Y y, auto limited) {
+      e.residual_type == Element::none ? g(y, None{}, limited) : g(y, uint8_t{}, limited);
+    };
+    const bool bytes = e.output_type != Element::f32;
+    if (e.residual_type == Element::f32) return bytes ? g(uint8_t{}, float{}, no) : g(float{}, float{}, no);
+    if (!bytes) return with(float{}, no);
+    is_bounded ? with(uint8_t{}, std::true_type{}) : with(uint8_t{}, no);
+  }
+
+  template <class Grid, class Y>
+  static void put(const Grid& grid, Float y, Y* to) {
     if constexpr (std::is_same_v<Y, float>)
       F::store(to, y);
     else
       grid.store(y, to);
   }
-  ByteGrid<F> grid() const { return {e.output_scale, e.output_zero_point, e.output_low, e.output_high}; }
+  template <bool kBounded = false>
+  ByteGrid<F, kBounded> grid() const {
+    return {e.output_scale, e.output_zero_point, e.output_low, e.output_high};
+  }
 
-  template <class Y>
+  template <bool kBounded, class Y>
   void activate(const float* from, Y* to, int64_t to_stride, int64_t row_count) const {
-    Functions<F>::choose(e.activation, [&, grid = grid()](auto f) {
+    Functions<F>::choose(e.activation, [&, grid = grid<kBounded>()](auto f) {
       for (int64_t i = 0; i < row_count; ++i) put(grid, f(F::load(from + i * kLanes)), to + i * to_stride);
     });
   }
 
   // V neighbouring vectors of channels.
-  template <class Y, class R, int V>
+  template <bool kBounded, class Y, class R, int V>
   void columns(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v,
                sparseq::Activation activation, Y* to, int64_t to_stride) const {
-    e.bias != nullptr ? columns<true, Y, R, V>(acc, stride, row0, row_count, v, activation, to, to_stride)
-                      : columns<false, Y, R, V>(acc, stride, row0, row_count, v, activation, to, to_stride);
+    e.bias != nullptr ? columns<true, kBounded, Y, R, V>(acc, stride, row0, row_count, v, activation, to, to_stride)
+                      : columns<false, kBounded, Y, R, V>(acc, stride, row0, row_count, v, activation, to, to_stride);
   }
 
-  template <bool kBias, class Y, class R, int V>
+  template <bool kBias, bool kBounded, class Y, class R, int V>
   void columns(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v,
                sparseq::Activation activation, Y* to, int64_t to_stride) const {
     Int offset[V];
@@ -133,7 +160,7 @@ struct EpilogueKernel {
       scale[i] = F::load(multiplier + v + i * kLanes), add[i] = F::load(bias + v + i * kLanes);
     });
     const Clamp<F> clamp(activation);
-    ByteGrid<F> output = grid();
+    auto output = grid<kBounded>();
     output.clamp(activation);
     const Float residual_scale = F::set(e.residual_scale);
     const Int residual_zero = F::set_int(e.residual_zero_point);

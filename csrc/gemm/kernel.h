@@ -11,6 +11,7 @@
 #include "depthwise_kernel.h"
 #include "epilogue_kernel.h"
 #include "gemm.h"
+#include "micro.h"
 #include "row_pointers.h"
 #include "rows_kernel.h"
 
@@ -25,50 +26,50 @@ struct Driver {
   static constexpr bool kExpands = Micro::kExpandedBlock > 0;
   static constexpr int kGroupWidth = Micro::kGroupVectors * Micro::kLanes;
 
-  template <int... R>
+  template <class Rows, int... R>
   static Function pick_dense(int rows, std::integer_sequence<int, R...>) {
-    static constexpr Function table[] = {Micro::template dense<R + 1>...};
+    static constexpr Function table[] = {Micro::template dense<R + 1, Rows>...};
     return table[rows - 1];
   }
-  template <int... R>
+  template <class Rows, int... R>
   static Function pick_sparse(int rows, std::integer_sequence<int, R...>) {
-    static constexpr Function table[] = {Micro::template sparse<R + 1>...};
+    static constexpr Function table[] = {Micro::template sparse<R + 1, Rows>...};
     return table[rows - 1];
   }
   template <int... R>
   static Function pick_stored(int rows, std::integer_sequence<int, R...>) {
-    static constexpr Function table[] = {Micro::template sparse<R + 1, true>...};
+    static constexpr Function table[] = {Micro::template sparse<R + 1, TapRows, true>...};
     return table[rows - 1];
   }
-  static Function pick(bool dense, bool stored, int rows) {
-    if (dense) return pick_dense(rows, std::make_integer_sequence<int, Micro::kDenseRows>{});
+  template <class Rows>
+  static Function pick(bool dense, int rows) {
+    return dense ? pick_dense<Rows>(rows, std::make_integer_sequence<int, Micro::kDenseRows>{})
+                 : pick_sparse<Rows>(rows, std::make_integer_sequence<int, Micro::kSparseRows>{});
+  }
+  static Function pick(bool dense, bool stored, bool strided, int rows) {
     if constexpr (kExpands) {
       if (stored) return pick_stored(rows, std::make_integer_sequence<int, kStoredRows>{});
     }
-    return pick_sparse(rows, std::make_integer_sequence<int, Micro::kSparseRows>{});
+    if constexpr (Micro::kStrided) {
+      if (strided) return pick<StridedRows>(dense, rows);
+    }
+    return pick<TapRows>(dense, rows);
   }
 
-  // Where the micro-kernel finds a panel's chunk: stored bytes, and what was expanded into L1 for it.
-  struct Weights {
-    const uint8_t* data;
-    const uint8_t* expanded;
-  };
-
-  static Weights prepare(const sparseq::Tiles& w, const sparseq::Chunk& chunk, bool stored, uint8_t* to) {
+  // Tells the micro-kernel where a panel's chunk is: as stored, and what is expanded into L1 for it.
+  static void prepare(const sparseq::Tiles& w, const sparseq::Chunk& chunk, bool stored, uint8_t* to,
+                      sparseq::Operands& operands) {
     const uint8_t* data = w.data + chunk.data;
+    operands.weights = data, operands.wide = to;
     if (w.kind == sparseq::WeightKind::dense) {
       const int64_t step = 4 * w.panel_width();
       Micro::expand_dense(data + (2 * chunk.count[sparseq::kQuad] + chunk.count[sparseq::kPair]) * step, to,
                           chunk.count);
-      return {data, to};
+    } else if constexpr (kExpands) {
+      if (stored) return;
+      Micro::expand_sparse(data, to, chunk.blocks());
+      operands.weights = to;
     }
-    if constexpr (kExpands) {
-      if (!stored) {
-        Micro::expand_sparse(data, to, chunk.blocks());
-        return {to, nullptr};
-      }
-    }
-    return {data, nullptr};
   }
 
   // Which weights tile t should prefetch, one line per block, while it multiplies. The only tile of a chunk
@@ -91,6 +92,7 @@ struct Driver {
     const int64_t taps = w.shape.taps, channel_groups = w.channel_groups();
     const int64_t panels = kGroupWidth / w.panel_width();
     const bool stored = !dense && plan.rows <= kStoredRows;
+    const bool strided = Micro::kStrided && !stored && input.conv == nullptr;
     const int64_t panel_expanded = dense    ? 2 * Micro::kWideStep * w.chunk_blocks
                                    : stored ? 0
                                             : Micro::kExpandedBlock * w.chunk_blocks;
@@ -109,8 +111,9 @@ struct Driver {
       const int64_t rows = smaller(plan.row_block, plan.rows - row0);
       const int64_t tiles = (rows + most - 1) / most;  // of equal height, so that the last is not a stub
       const int tile = static_cast<int>((rows + tiles - 1) / tiles);
-      if (block != pointers_of) {
-        RowPointers::build(input, group * w.shape.in_channels, taps, tile, row0, rows, table);
+      const int64_t first_input = group * w.shape.in_channels;
+      if (!strided && block != pointers_of) {
+        RowPointers::build(input, first_input, taps, tile, row0, rows, table);
         pointers_of = block;
       }
       const int64_t channel = channel_group * kGroupWidth;  // within the convolution group
@@ -118,32 +121,31 @@ struct Driver {
                                                          smaller(kGroupWidth, w.shape.out_channels - channel));
       const sparseq::Chunk* chunks = w.chunk + (group * w.panels + channel_group * panels) * w.chunks;
       for (int64_t c = 0; c < w.chunks; ++c) {
-        Weights weights[Micro::kGroupVectors];
+        sparseq::Operands operands[Micro::kGroupVectors];
         const sparseq::Chunk* of_panel[Micro::kGroupVectors];
-        const int32_t* starts[Micro::kGroupVectors];
         for (int64_t p = 0; p < panels; ++p) {
           const int64_t panel = group * w.panels + channel_group * panels + p;
-          starts[p] = w.start == nullptr ? nullptr : w.start + panel * w.panel_width();
-          of_panel[p] = chunks + p * w.chunks + c;
-          weights[p] = prepare(w, *of_panel[p], stored, scratch + p * panel_expanded);
+          const sparseq::Chunk& chunk = chunks[p * w.chunks + c];
+          of_panel[p] = &chunk;
+          sparseq::Operands& o = operands[p];
+          o.tile = tile, o.pitch = input.stride;
+          o.refs = w.refs + chunk.refs, o.count = chunk.count;
+          o.start = w.start == nullptr ? nullptr : w.start + panel * w.panel_width();
+          prepare(w, chunk, stored, scratch + p * panel_expanded, o);
         }
+        // A panel's chunks lie one behind the other; after the last come the work item's other panels.
+        const int64_t chunks_on = c + 1 < w.chunks ? 1 : 1 + (panels - 1) * w.chunks;
+        Function micro = pick(dense, stored, strided, static_cast<int>(smaller(tile, rows)));
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t first = t * tile, some = smaller(tile, rows - first);
-          const Function micro = pick(dense, stored, static_cast<int>(some));
+          if (some < tile) micro = pick(dense, stored, strided, static_cast<int>(some));
           int32_t* tile_acc = acc + first * kGroupWidth;
           for (int64_t p = 0; p < panels; ++p) {
-            // A panel's chunks lie one behind the other; after the last come the work item's other panels.
-            const int64_t chunks_on = c + 1 < w.chunks ? 1 : 1 + (panels - 1) * w.chunks;
-            const sparseq::Chunk& chunk = *of_panel[p];
-            const sparseq::Operands operands{table + first * taps,
-                                             tile,
-                                             w.refs + chunk.refs,
-                                             chunk.count,
-                                             weights[p].data,
-                                             weights[p].expanded,
-                                             starts[p],
-                                             ahead(w, chunk, chunks_on, t, tiles)};
-            micro(operands, tile_acc + p * w.panel_width(), kGroupWidth, c == 0);
+            sparseq::Operands& o = operands[p];
+            o.rows = table + first * taps;
+            o.row = input.data + (row0 + first) * input.stride + first_input;
+            o.next = ahead(w, *of_panel[p], chunks_on, t, tiles);
+            micro(o, tile_acc + p * w.panel_width(), kGroupWidth, c == 0);
           }
           if (c + 1 < w.chunks || (t % kFinished != kFinished - 1 && t + 1 < tiles)) continue;
           const int64_t from = t / kFinished * kFinished * tile;

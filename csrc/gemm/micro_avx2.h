@@ -1,7 +1,7 @@
 // AVX2 micro-kernels: one loop per class of block (packed.h), each exact for the blocks it gets.
-// Measured on one Zen 3 core, within whole products (784 rows, 1152 inputs, 128 channels), dense-equivalent GMAC/s:
-// dense quad 92, pair 81, one vector wide 73, both 64; 2:4 quad 135, pair 121, wide 94. Two multiplications a cycle
-// bound pairs; in wide blocks eight operations a row share four pipes.
+// Measured on one Zen 3 core, in whole 1x1 convolutions (196 rows, 1024 inputs, 256 channels), dense-equivalent GMAC/s:
+// dense quad 112, pair 93, both vectors wide 75; 2:4 quad 168, of normal weights (most pairs) 151. Two multiplications
+// a cycle bound pairs (103 at 3.2 GHz); in wide blocks eight operations a row share four pipes.
 #pragma once
 #include <cstdint>
 
@@ -18,11 +18,12 @@ struct Avx2Micro : Avx2Bytes {
   static constexpr int kSparseRows = 8;
   static constexpr int kGroupVectors = 2;
   static constexpr bool kClassified = true;
+  static constexpr bool kStrided = true;
   static constexpr bool kWinograd = true;
   using Winograd = WinogradAvx2;
 
   // w: the stored blocks of the first two classes; wide: the last class, expanded (expand_dense).
-  template <int R>
+  template <int R, class Rows>
   static void dense(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
     constexpr int V = kDenseVectors;
     const Vec ones = _mm256_set1_epi16(1);
@@ -31,41 +32,41 @@ struct Avx2Micro : Avx2Bytes {
     const sparseq::BlockRef* refs = o.refs;
     const uint8_t *w = o.weights, *wide = o.wide;
     int64_t ahead = 0;
-    TapRows p(o);
+    Rows rows(o);
     const auto each = [&](uint32_t blocks, const uint8_t*& data, int bytes, auto&& body) SPARSEQ_INLINE {
       for (uint32_t b = 0; b < blocks; ++b, ++refs, data += bytes, ahead += 64) {
         prefetch<64>(o.next, ahead);
-        body(p.at(refs->tap), refs->offset());
+        body(rows.at(refs->tap, refs->offset()));
       }
     };
     // 8 inputs. Weights are memory operands here and below: the 12 accumulators leave 4 registers.
-    each(o.count[sparseq::kQuad], w, 64 * V, [&](const uint8_t* const* p, uint32_t offset) SPARSEQ_INLINE {
+    each(o.count[sparseq::kQuad], w, 64 * V, [&](auto p) SPARSEQ_INLINE {
       unroll<R>([&](auto r) SPARSEQ_INLINE {
-        const Vec x0 = broadcast4(p[r] + offset), x1 = broadcast4(p[r] + offset + 4);
+        const Vec x0 = broadcast4(p[r]), x1 = broadcast4(p[r] + 4);
         unroll<V>([&](auto v) SPARSEQ_INLINE {
-          const Vec sum = _mm256_add_epi16(_mm256_maddubs_epi16(x0, load(w + 32 * v)),
-                                           _mm256_maddubs_epi16(x1, load(w + 32 * (V + v))));
-          add(c[r][v], _mm256_madd_epi16(sum, ones));
+          const Vec sum = _mm256_add_epi16(multiply_memory(x0, w + 32 * v), multiply_memory(x1, w + 32 * (V + v)));
+          accumulate(c[r][v], _mm256_madd_epi16(sum, ones));
         });
       });
     });
     // 4 inputs.
-    each(o.count[sparseq::kPair], w, 32 * V, [&](const uint8_t* const* p, uint32_t offset) SPARSEQ_INLINE {
-      Vec wv[V];
-      unroll<V>([&](auto v) SPARSEQ_INLINE { wv[v] = load(w + 32 * v); });
+    each(o.count[sparseq::kPair], w, 32 * V, [&](auto p) SPARSEQ_INLINE {
+      const Vec kept = load(w);
       unroll<R>([&](auto r) SPARSEQ_INLINE {
-        const Vec x = broadcast4(p[r] + offset);
-        unroll<V>([&](auto v)
-                      SPARSEQ_INLINE { add(c[r][v], _mm256_madd_epi16(_mm256_maddubs_epi16(x, wv[v]), ones)); });
+        const Vec x = broadcast4(p[r]);
+        unroll<V>([&](auto v) SPARSEQ_INLINE {
+          const Vec products = v == 0 ? _mm256_maddubs_epi16(x, kept) : multiply_memory(x, w + 32 * v);
+          accumulate(c[r][v], _mm256_madd_epi16(products, ones));
+        });
       });
     });
     // 4 inputs: of a wide vector |w| and what flips the inputs' bits, of another one w. One |w| has the last register:
     // with more loads than four a row (two a cycle) those would take longer than the multiplications.
     const auto some_wide = [&](uint32_t blocks, auto first, auto second) SPARSEQ_INLINE {
-      each(blocks, wide, 64 * V, [&](const uint8_t* const* p, uint32_t offset) SPARSEQ_INLINE {
+      each(blocks, wide, 64 * V, [&](auto p) SPARSEQ_INLINE {
         const Vec kept = load(wide + (first ? 0 : 64));
         unroll<R>([&](auto r) SPARSEQ_INLINE {
-          const Vec x = broadcast4(p[r] + offset);
+          const Vec x = broadcast4(p[r]);
           unroll<V>([&](auto v) SPARSEQ_INLINE {
             const Vec w = v == (first ? 0 : 1) ? kept : reload(wide + 64 * v);
             const Vec products = (v == 0 ? first : second) ? _mm256_maddubs_epi16(w, xor_memory(x, wide + 64 * v + 32))
@@ -103,7 +104,7 @@ struct Avx2Micro : Avx2Bytes {
   // w: blocks as stored (96 bytes, kStored) or expanded (128 bytes: the positions split into two index vectors).
   static constexpr int64_t kExpandedBlock = 128;
 
-  template <int R, bool kStored = false>
+  template <int R, class Rows, bool kStored = false>
   static void sparse(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
     const Vec ones = _mm256_set1_epi16(1);
     Acc c[R][1];
@@ -111,40 +112,40 @@ struct Avx2Micro : Avx2Bytes {
     const sparseq::BlockRef* refs = o.refs;
     const uint8_t* w = o.weights;
     int64_t ahead = 0;
-    TapRows p(o);
+    Rows rows(o);
     const auto each = [&](uint32_t blocks, auto&& body) SPARSEQ_INLINE {
       for (uint32_t b = 0; b < blocks; ++b, ++refs, w += kStored ? 96 : 128, ahead += kStored ? 96 : 64) {
         prefetch<kStored ? 128 : 64>(o.next, ahead);
         const Vec position = load(w + 64);
         const Vec i0 = kStored ? low_nibbles(position) : position;
         const Vec i1 = kStored ? high_nibbles(position) : load(w + 96);
-        body(p.at(refs->tap), refs->offset(), i0, i1);
+        body(rows.at(refs->tap, refs->offset()), i0, i1);
       }
     };
-    each(o.count[sparseq::kQuad], [&](const uint8_t* const* p, uint32_t offset, Vec i0, Vec i1) SPARSEQ_INLINE {
+    each(o.count[sparseq::kQuad], [&](auto p, Vec i0, Vec i1) SPARSEQ_INLINE {
       const Vec w0 = load(w), w1 = load(w + 32);
       unroll<R>([&](auto r) SPARSEQ_INLINE {
-        const Vec x = broadcast16(p[r] + offset);
+        const Vec x = broadcast16(p[r]);
         const Vec sum =
             _mm256_add_epi16(_mm256_maddubs_epi16(shuffle(x, i0), w0), _mm256_maddubs_epi16(shuffle(x, i1), w1));
-        add(c[r][0], _mm256_madd_epi16(sum, ones));
+        accumulate(c[r][0], _mm256_madd_epi16(sum, ones));
       });
     });
-    each(o.count[sparseq::kPair], [&](const uint8_t* const* p, uint32_t offset, Vec i0, Vec i1) SPARSEQ_INLINE {
+    each(o.count[sparseq::kPair], [&](auto p, Vec i0, Vec i1) SPARSEQ_INLINE {
       const Vec w0 = load(w), w1 = load(w + 32);
       unroll<R>([&](auto r) SPARSEQ_INLINE {
-        const Vec x = broadcast16(p[r] + offset);
-        add(c[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(shuffle(x, i0), w0), ones));
-        add(c[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(shuffle(x, i1), w1), ones));
+        const Vec x = broadcast16(p[r]);
+        accumulate(c[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(shuffle(x, i0), w0), ones));
+        accumulate(c[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(shuffle(x, i1), w1), ones));
       });
     });
-    each(o.count[sparseq::kWide], [&](const uint8_t* const* p, uint32_t offset, Vec i0, Vec i1) SPARSEQ_INLINE {
+    each(o.count[sparseq::kWide], [&](auto p, Vec i0, Vec i1) SPARSEQ_INLINE {
       unroll<2>([&](auto step) SPARSEQ_INLINE {
         const Vec wv = load(w + 32 * step), index = step == 0 ? i0 : i1;
         const Vec size = _mm256_abs_epi8(wv), flip = flips(wv);
         unroll<R>([&](auto r) SPARSEQ_INLINE {
-          const Vec y = _mm256_xor_si256(shuffle(broadcast16(p[r] + offset), index), flip);
-          add(c[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(size, y), ones));
+          const Vec y = _mm256_xor_si256(shuffle(broadcast16(p[r]), index), flip);
+          accumulate(c[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(size, y), ones));
         });
       });
     });
@@ -166,11 +167,16 @@ struct Avx2Micro : Avx2Bytes {
   static Vec flips(Vec w) {
     return _mm256_xor_si256(_mm256_cmpgt_epi8(zero(), w), _mm256_set1_epi8(static_cast<char>(0x80)));
   }
-  SPARSEQ_INLINE static void add(Acc& acc, Vec products) {
-    acc = _mm256_add_epi32(acc, products);
-    pin(acc);
+  // Operands from memory again and again, where no register is free (see accumulate).
+  SPARSEQ_INLINE static Vec multiply_memory(Vec x, const uint8_t* w) {
+#ifdef SPARSEQ_PORTABLE_INTRINSICS
+    return _mm256_maddubs_epi16(x, load(w));
+#else
+    Vec y;
+    asm volatile("vpmaddubsw %2, %1, %0" : "=x"(y) : "x"(x), "m"(*vec(w)));
+    return y;
+#endif
   }
-  // Operands of wide blocks, which leave no register free, from memory again and again (see accumulate).
   SPARSEQ_INLINE static Vec xor_memory(Vec x, const uint8_t* from) {
 #ifdef SPARSEQ_PORTABLE_INTRINSICS
     return _mm256_xor_si256(x, load(from));

@@ -18,23 +18,23 @@ struct DotMicro {
   static constexpr int kSparseRows = T::kSparseRows;
   static constexpr int kGroupVectors = 2;
   static constexpr bool kClassified = false;
+  static constexpr bool kStrided = false;
   static constexpr bool kWinograd = false;
 
-  template <int R>
+  template <int R, class Rows>
   static void dense(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
     constexpr int V = kDenseVectors, kBytes = 4 * kLanes;
     Acc c[R][V];
     load<R, V>(c, acc, stride, first);
     const uint8_t* w = o.weights;
-    TapRows taps(o);
+    Rows rows(o);
     for (uint32_t b = 0; b < o.count[0]; ++b, w += 2 * V * kBytes) {
-      const uint8_t* const* p = taps.at(o.refs[b].tap);
-      const uint64_t offset = o.refs[b].offset();
+      const auto p = rows.at(o.refs[b].tap, o.refs[b].offset());
       prefetch<2 * V * kBytes>(o.next, b * 2 * V * kBytes);
       Vec wv[2 * V];
       unroll<2 * V>([&](auto v) SPARSEQ_INLINE { wv[v] = T::load(w + v * kBytes); });
       unroll<R>([&](auto r) SPARSEQ_INLINE {  // both steps of a row: its pointer is loaded once
-        const uint8_t* row = p[r] + offset;
+        const uint8_t* row = p[r];
         unroll<2>([&](auto step) SPARSEQ_INLINE {
           const Vec x = T::broadcast4(row + 4 * step);
           unroll<V>([&](auto v) SPARSEQ_INLINE { T::dot(c[r][v], x, wv[step * V + v]); });
@@ -47,23 +47,21 @@ struct DotMicro {
   // Each step selects from 8 inputs, which vpbroadcastq loads: on Zen 5 a broadcast of 16 bytes to 512 bits
   // takes the shuffle's pipe (measured in L1: 520 against 760 GMAC/s), one of 8 bytes takes none. One vector
   // holds the positions of two blocks, 2 bits a value: memory is what few rows wait for.
-  template <int R>
+  template <int R, class Rows>
   static void sparse(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
     constexpr int kBytes = 4 * kLanes;
     Acc c[R][1];
     load<R, 1>(c, acc, stride, first);
-    TapRows taps(o);
+    Rows rows(o);
     const auto block = [&](uint32_t b, const uint8_t* w, Vec index0, Vec index1) SPARSEQ_INLINE {
-      const uint8_t* const* p = taps.at(o.refs[b].tap);
-      const uint64_t offset = o.refs[b].offset();
+      const auto p = rows.at(o.refs[b].tap, o.refs[b].offset());
       const Vec index[2] = {index0, index1}, wv[2] = {T::load(w), T::load(w + kBytes)};
       unroll<(R + 1) / 2>([&](auto pair) SPARSEQ_INLINE {  // two rows side by side: 3 % over one
         constexpr int kFirst = 2 * pair, kRows = R - kFirst < 2 ? 1 : 2;
         unroll<2>([&](auto step) SPARSEQ_INLINE {
           Vec x[kRows];
-          unroll<kRows>([&](auto r) SPARSEQ_INLINE {
-            x[r] = T::shuffle(T::broadcast8(p[kFirst + r] + offset + 8 * step), index[step]);
-          });
+          unroll<kRows>(
+              [&](auto r) SPARSEQ_INLINE { x[r] = T::shuffle(T::broadcast8(p[kFirst + r] + 8 * step), index[step]); });
           unroll<kRows>([&](auto r) SPARSEQ_INLINE { T::dot(c[kFirst + r][0], x[r], wv[step]); });
         });
       });

@@ -54,6 +54,8 @@ constexpr int64_t kMaxTaps = 65535, kMaxInChannels = 4 * 65535;  // what a Block
 struct Operands {
   const uint8_t* const* rows;  // [taps][tile]
   int64_t tile;
+  const uint8_t* row;  // of a single tap, for StridedRows: the first row, and bytes from each to the next
+  int64_t pitch;
   const BlockRef* refs;
   const uint32_t* count;  // [kClasses]
   const uint8_t* weights;
