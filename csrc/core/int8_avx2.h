@@ -59,14 +59,17 @@ struct Avx2Float {
   static Int multiply_pairs(Int a, Int b, Int w) {
     return _mm256_madd_epi16(_mm256_or_si256(a, _mm256_slli_epi32(b, 16)), w);
   }
+  // Of 8 bytes and 8 more in each lane: 16 bits each, in turns; the low four of both in the low lane.
+  static __m256i interleave() {
+    return _mm256_setr_epi8(0, -1, 8, -1, 1, -1, 9, -1, 2, -1, 10, -1, 3, -1, 11, -1,  //
+                            4, -1, 12, -1, 5, -1, 13, -1, 6, -1, 14, -1, 7, -1, 15, -1);
+  }
   // The same for two vectors of channels, added to their sums. In-lane shuffles of both loads, which are broadcast:
   // those that cross lanes (vpmovzxbw) are two operations each (Zen 3).
   static void add_pairs(Int (&sum)[2], const uint8_t* a, const uint8_t* b, const int32_t* w) {
     const __m256i x = _mm256_broadcastsi128_si256(load16(a)), y = _mm256_broadcastsi128_si256(load16(b));
-    const __m256i widen = _mm256_setr_epi8(0, -1, 8, -1, 1, -1, 9, -1, 2, -1, 10, -1, 3, -1, 11, -1,  //
-                                           4, -1, 12, -1, 5, -1, 13, -1, 6, -1, 14, -1, 7, -1, 15, -1);
-    const Int low = _mm256_shuffle_epi8(_mm256_unpacklo_epi64(x, y), widen);
-    const Int high = _mm256_shuffle_epi8(_mm256_unpackhi_epi64(x, y), widen);
+    const Int low = _mm256_shuffle_epi8(_mm256_unpacklo_epi64(x, y), interleave());
+    const Int high = _mm256_shuffle_epi8(_mm256_unpackhi_epi64(x, y), interleave());
     sum[0] = add(sum[0], _mm256_madd_epi16(low, load_int(w)));
     sum[1] = add(sum[1], _mm256_madd_epi16(high, load_int(w + kLanes)));
   }

@@ -165,7 +165,8 @@ struct Driver {
     layout.classes = Micro::kClassified;
     layout.winograd = Micro::kWinograd;
     using Rows = RowsKernel<typename Micro::Float>;
-    return {name, layout, run, DepthwiseKernel<typename Micro::Float>::run, Rows::quantize, Rows::shift};
+    return {name,           layout,     run, DepthwiseKernel<typename Micro::Float, typename Micro::Columns>::run,
+            Rows::quantize, Rows::shift};
   }
 };
 

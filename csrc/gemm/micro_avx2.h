@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../core/int8_avx2.h"
+#include "depthwise_columns.h"
 #include "micro.h"
 #include "winograd_avx2.h"
 
@@ -21,6 +22,7 @@ struct Avx2Micro : Avx2Bytes {
   static constexpr bool kStrided = true;
   static constexpr bool kWinograd = true;
   using Winograd = WinogradAvx2;
+  using Columns = ColumnsAvx2;
 
   // w: the stored blocks of the first two classes; wide: the last class, expanded (expand_dense).
   template <int R, class Rows>

@@ -1,4 +1,4 @@
-"""Where one byte of the output ends and the next begins: the float32 division decides, bit for bit."""
+"""Where one byte of the output ends and the next begins, the float32 division decides."""
 
 import pytest
 import torch
@@ -9,13 +9,15 @@ HALVES = torch.arange(255, dtype=torch.float64) + 0.5
 
 
 def ends(scale):
-    """The three float32 nearest to each y whose y / scale is halfway between a tie and its neighbour."""
+    """The three float32 nearest to each y with y / scale halfway from a tie to its neighbour."""
     ties = HALVES.float()
     above = torch.nextafter(ties, torch.tensor(torch.inf)).double()
     below = torch.nextafter(ties, torch.tensor(0.0)).double()
     nearest = (torch.cat([HALVES + above, HALVES + below]) / 2 * scale.double()).float()
     infinity = torch.full_like(nearest, torch.inf)
-    return torch.cat([nearest, torch.nextafter(nearest, infinity), torch.nextafter(nearest, -infinity)])
+    return torch.cat(
+        [nearest, torch.nextafter(nearest, infinity), torch.nextafter(nearest, -infinity)]
+    )
 
 
 def check(y, scale, sign=1, **more):
