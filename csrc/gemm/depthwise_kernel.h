@@ -75,8 +75,9 @@ struct DepthwiseKernel {
       RowPointers::build(source, 0, taps, kTile, row0, rows, table);
       for (int64_t channel = 0; channel < d.channels; channel += kWidth) {
         const int64_t count = smaller(kWidth, d.channels - channel);
+        const EpilogueKernel<F> finish(epilogue, d.weight_sum, channel, count);
         whole(d, table, taps, channel, count, rows, acc);
-        EpilogueKernel<F>(epilogue, d.weight_sum, channel, count).rows(acc, kWidth, row0, rows);
+        finish.rows(acc, kWidth, row0, rows);
       }
     }
   }
@@ -113,13 +114,14 @@ struct DepthwiseKernel {
       }
       for (int64_t channel = 0; channel < d.channels; channel += kWidth) {
         const int64_t channels = smaller(kWidth, d.channels - channel);
+        const EpilogueKernel<F> finish(epilogue, d.weight_sum, channel, channels);
         for (int64_t v = 0; v < channels; v += Columns::kChannels) {
           const Columns sums(d.pairs + channel + v, padded);
           int32_t* sum = acc + v;
           for (int i = 0; i < count; sum += segments[i++].count * kWidth)
             sums.sums(segments[i].rows, channel + v, segments[i].count, sum, kWidth);
         }
-        EpilogueKernel<F>(epilogue, d.weight_sum, channel, channels).rows(acc, kWidth, first, some);
+        finish.rows(acc, kWidth, first, some);
       }
     }
   }

@@ -44,6 +44,17 @@ struct EpilogueKernel {
     is_bounded = bounded();
   }
 
+  // Lines that `rows` will write and read: a store that misses L1 holds up those behind it (Zen 3: 12544 x 24 -> 144 of
+  // 2:4 weights 10 % faster, depthwise no faster).
+  void fetch(int64_t row0, int64_t row_count) const {
+    const int bytes = size(e.output_type), other = size(e.residual_type);
+    const auto* to = static_cast<const uint8_t*>(e.output) + (row0 * e.output_stride + channel) * bytes;
+    for (int64_t i = 0; i < row_count; ++i) __builtin_prefetch(to + i * e.output_stride * bytes, 1, 3);
+    if (e.residual_type == sparseq::Element::none) return;
+    const auto* from = static_cast<const uint8_t*>(e.residual) + (row0 * e.residual_stride + channel) * other;
+    for (int64_t i = 0; i < row_count; ++i) __builtin_prefetch(from + i * e.residual_stride * other, 0, 3);
+  }
+
   void rows(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count) const {
     const int64_t whole = common() ? count / kLanes * kLanes : 0;
     for (int64_t v = 0, step = kLanes; v < whole; v += step)

@@ -139,6 +139,7 @@ struct Driver {
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t first = t * tile, some = smaller(tile, rows - first);
           if (some < tile) micro = pick(dense, stored, strided, static_cast<int>(some));
+          if (c + 1 == w.chunks) finish.fetch(row0 + first, some);
           int32_t* tile_acc = acc + first * kGroupWidth;
           for (int64_t p = 0; p < panels; ++p) {
             sparseq::Operands& o = operands[p];
