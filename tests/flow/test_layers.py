@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from convert_cases import BOTH, settle
 from torch import nn
 from torch.nn import functional
 
@@ -38,20 +39,6 @@ from sparseq.nn import (
 )
 from sparseq.quant import FakeQuantize
 from sparseq.sparse import Mask, PruningSchedule, SwapChannels, masks_of
-
-BOTH = Layer(weight=Quant(axis=0), input=Quant(symmetric=False))
-
-
-def settle(model):
-    """Batch norms with the statistics of a trained model, some factors negative, one zero."""
-    for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.3, 3)
-            module.weight.data.normal_()
-            module.weight.data[0], module.weight.data[-1] = -0.7, 0.0
-            module.bias.data.normal_()
-    return model.eval()
 
 
 def audio():
