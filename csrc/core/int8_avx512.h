@@ -35,6 +35,13 @@ struct Avx512Vnni {
   static Acc zero() { return SPARSEQ_512(set1_epi32)(0); }
   static Acc load_acc(const int32_t* p) { return SPARSEQ_512(loadu_si512)(p); }
   static void store_acc(int32_t* p, Acc a) { SPARSEQ_512(storeu_si512)(p, a); }
+  static auto load16(const uint8_t* p) {
+#ifdef SPARSEQ_PORTABLE_INTRINSICS
+    return simde_mm_loadu_si128(p);
+#else
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+#endif
+  }
   static Vec load(const uint8_t* p) { return SPARSEQ_512(loadu_si512)(p); }
   static void store(uint8_t* p, Vec x) { SPARSEQ_512(storeu_si512)(p, x); }
   // Bits 2 * kStep, + 1 of each byte, + 4 in the upper half of each four.

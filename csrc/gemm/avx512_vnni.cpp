@@ -1,6 +1,7 @@
 // AVX-512-VNNI: 16 channels per vector. Through SIMDe (tests) the epilogue and the row quantiser, which hold no
 // VNNI, take the 256-bit trait.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12: _mm512_undefined_* in its own headers
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 #include <bit>
@@ -17,13 +18,22 @@
 #endif
 #include "../core/int8_avx2.h"
 #include "../core/int8_avx512.h"
+#include "depthwise_columns_avx512.h"
 #include "kernel.h"
 #include "micro_dot.h"
+
+namespace {
+
+struct Avx512 : Avx512Vnni {
+  using Columns = ColumnsAvx512;
+};
+
+}  // namespace
 
 namespace sparseq {
 
 const Kernels& kernels_avx512_vnni() {
-  static const Kernels table = Driver<DotMicro<Avx512Vnni>>::kernels("avx512_vnni");
+  static const Kernels table = Driver<DotMicro<Avx512>>::kernels("avx512_vnni");
   return table;
 }
 

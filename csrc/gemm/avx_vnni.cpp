@@ -15,12 +15,14 @@
 #pragma GCC target("avx2,fma,f16c,avxvnni")
 #endif
 #include "../core/int8_avx2.h"
+#include "depthwise_columns.h"
 #include "kernel.h"
 #include "micro_dot.h"
 
 namespace {
 
 struct AvxVnni : Avx2Bytes {
+  using Columns = ColumnsAvx2;
   static constexpr int kDenseRows = 6, kDenseVectors = 2, kSparseRows = 8;
   SPARSEQ_INLINE static void dot(Acc& acc, Vec a, Vec w) {
 #ifdef SPARSEQ_PORTABLE_INTRINSICS

@@ -10,7 +10,7 @@ namespace {
 
 class ColumnsAvx2 {
  public:
-  static constexpr int kChannels = 16;
+  static constexpr int kChannels = 16, kStrides = 1;
 
   // pairs: of `kChannels` channels, as pack_depthwise leaves them: (00, 01), (02, 10), (11, 12), (20, 21), (22, 0).
   ColumnsAvx2(const int32_t* pairs, int64_t padded) {
@@ -26,11 +26,11 @@ class ColumnsAvx2 {
   }
 
   // Sums of `count` neighbouring outputs. rows[i]: the pixels of input row i that they meet, count + 2.
-  void sums(const uint8_t* const* const (&rows)[3], int64_t channel, int64_t count, int32_t* acc,
-            int64_t stride) const {
+  void sums(const uint8_t* const* const (&rows)[3], int64_t channel, int64_t /*stride*/, int64_t count, int32_t* acc,
+            int64_t pitch) const {
     Sum before{}, last{};  // of the outputs that lack one column, two columns
     __m256i below = load(rows[2][0] + channel);
-    for (int64_t column = 0; column < count + 2; ++column, acc += stride) {
+    for (int64_t column = 0; column < count + 2; ++column, acc += pitch) {
       const Bytes upper(load(rows[0][column] + channel), load(rows[1][column] + channel));
       const __m256i next = load(rows[2][column] + channel);
       const Bytes lower(below, next);
@@ -39,7 +39,7 @@ class ColumnsAvx2 {
         const __m256i x = upper.wide(v), y = lower.wide(v);
         if (column >= 2)
           Avx2Float::store_int(
-              acc - 2 * stride + v * Avx2Float::kLanes,
+              acc - 2 * pitch + v * Avx2Float::kLanes,
               add(before.v[v], _mm256_madd_epi16(x, upper_[2][v]), _mm256_madd_epi16(y, lower_[1][v])));
         before.v[v] = add(last.v[v], _mm256_madd_epi16(x, upper_[1][v]), _mm256_madd_epi16(y, lower_[0][v]));
         last.v[v] = _mm256_madd_epi16(x, upper_[0][v]);

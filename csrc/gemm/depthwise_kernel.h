@@ -60,7 +60,7 @@ struct DepthwiseKernel {
                   int64_t begin, int64_t end) {
     if constexpr (!std::is_void_v<Columns>) {
       const sparseq::ConvShape& s = d.shape;
-      if (s.kernel_height == 3 && s.kernel_width == 3 && s.stride_width == 1 && s.dilation_width == 1)
+      if (s.kernel_height == 3 && s.kernel_width == 3 && s.stride_width <= Columns::kStrides && s.dilation_width == 1)
         return by_columns(d, input, epilogue, begin, end);
     }
     const int64_t taps = d.shape.kernel_height * d.shape.kernel_width;
@@ -108,7 +108,8 @@ struct DepthwiseKernel {
         segment.count = smaller(left, kRun);
         for (int i = 0; i < 3; ++i) {
           segment.rows[i] = to;
-          to = row(input, s, at / width, i, x - s.pad_left, segment.count + 2, to);
+          const int64_t met = (segment.count - 1) * s.stride_width + 3;
+          to = row(input, s, at / width, i, x * s.stride_width - s.pad_left, met, to);
         }
         some += segment.count;
       }
@@ -119,7 +120,7 @@ struct DepthwiseKernel {
           const Columns sums(d.pairs + channel + v, padded);
           int32_t* sum = acc + v;
           for (int i = 0; i < count; sum += segments[i++].count * kWidth)
-            sums.sums(segments[i].rows, channel + v, segments[i].count, sum, kWidth);
+            sums.sums(segments[i].rows, channel + v, s.stride_width, segments[i].count, sum, kWidth);
         }
         finish.rows(acc, kWidth, first, some);
       }

@@ -20,7 +20,7 @@ struct DotMicro {
   static constexpr bool kClassified = false;
   static constexpr bool kStrided = false;
   static constexpr bool kWinograd = false;
-  using Columns = void;
+  using Columns = typename T::Columns;
 
   template <int R, class Rows>
   static void dense(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {

@@ -14,56 +14,71 @@ class RowPointers {
  public:
   static void build(const sparseq::Input& input, int64_t channel, int64_t taps, int tile, int64_t row0, int64_t rows,
                     const uint8_t** table) {
+    const uint8_t* origin = input.data + channel;
     if (input.conv == nullptr) {
-      each(tile, rows, [&](int64_t first, int r, int64_t row) {
-        table[first * taps + r] = input.data + (row0 + row) * input.stride + channel;
-      });
+      for (int64_t first = 0; first < rows; first += tile)
+        for (int r = 0; r < tile; ++r)
+          table[first * taps + r] = origin + (row0 + smaller(first + r, rows - 1)) * input.stride;
       return;
     }
     const sparseq::ConvShape& s = *input.conv;
-    int64_t x = row0 % s.out_width, y = row0 / s.out_width % s.out_height, image = row0 / s.out_width / s.out_height;
-    int64_t at = 0;
-    each(tile, rows, [&](int64_t first, int r, int64_t row) {
-      for (; at < row; ++at) {  // the next pixel, without a division
-        if (++x < s.out_width) continue;
-        x = 0;
-        if (++y < s.out_height) continue;
-        y = 0, ++image;
+    const int64_t pitch = input.line != 0 ? input.line : s.width;
+    const int64_t step = s.dilation_width * input.stride, line = s.dilation_height * pitch * input.stride;
+    Pixel pixel{row0 % s.out_width, row0 / s.out_width % s.out_height, row0 / s.out_width / s.out_height};
+    for (int64_t first = 0; first < rows; first += tile) {
+      const uint8_t** entry = table + first * taps;
+      Corners corners;
+      for (int r = 0; r < tile; ++r) {
+        const int64_t x = pixel.x * s.stride_width - s.pad_left, y = pixel.y * s.stride_height - s.pad_top;
+        corners.put(r, x, y, origin + ((pixel.image * s.height + y) * pitch + x) * input.stride);
+        if (first + r < rows - 1) pixel.advance(s);
       }
-      pixel(input, s, channel, tile, x, y, image, table + first * taps + r);
-    });
+      const bool inside = corners.inside(tile, s);
+      for (int64_t i = 0; i < s.kernel_height; ++i)
+        for (int64_t j = 0; j < s.kernel_width; ++j, entry += tile) {
+          const int64_t offset = i * line + j * step;
+          if (inside)
+            for (int r = 0; r < tile; ++r) entry[r] = corners.at[r] + offset;
+          else
+            corners.tap(tile, s, i * s.dilation_height, j * s.dilation_width, offset, input.padding, entry);
+        }
+    }
   }
 
  private:
-  // f(first row of the tile, row in the tile, row): rows past the end repeat the last one.
-  template <class F>
-  static void each(int tile, int64_t rows, F f) {
-    for (int64_t first = 0; first < rows; first += tile)
-      for (int r = 0; r < tile; ++r) f(first, r, smaller(first + r, rows - 1));
-  }
+  static constexpr int kMost = 16;  // rows of a tile
 
-  static void pixel(const sparseq::Input& input, const sparseq::ConvShape& s, int64_t channel, int tile, int64_t x,
-                    int64_t y, int64_t image, const uint8_t** entry) {
-    const int64_t left = x * s.stride_width - s.pad_left, top = y * s.stride_height - s.pad_top;
-    const int64_t pitch = input.line != 0 ? input.line : s.width;
-    const int64_t step = s.dilation_width * input.stride, line = s.dilation_height * pitch * input.stride;
-    const int64_t first = ((image * s.height + top) * pitch + left) * input.stride + channel;
-    if (left >= 0 && top >= 0 && left + (s.kernel_width - 1) * s.dilation_width < s.width &&
-        top + (s.kernel_height - 1) * s.dilation_height < s.height) {
-      const uint8_t* from = input.data + first;
-      for (int64_t i = 0; i < s.kernel_height; ++i, from += line)
-        for (int64_t j = 0; j < s.kernel_width; ++j, entry += tile) *entry = from + j * step;
-      return;
+  struct Pixel {
+    int64_t x, y, image;
+    void advance(const sparseq::ConvShape& s) {
+      if (++x < s.out_width) return;
+      x = 0;
+      if (++y < s.out_height) return;
+      y = 0, ++image;
     }
-    for (int64_t i = 0; i < s.kernel_height; ++i) {
-      const int64_t row = top + i * s.dilation_height;
-      for (int64_t j = 0; j < s.kernel_width; ++j, entry += tile) {
-        const int64_t column = left + j * s.dilation_width;
-        const bool inside = row >= 0 && row < s.height && column >= 0 && column < s.width;
-        *entry = inside ? input.data + first + i * line + j * step : input.padding;
+  };
+
+  // The first tap of every row of a tile. One tap of all rows at a time: loops that compilers vectorise.
+  struct Corners {
+    const uint8_t* at[kMost];
+    int64_t x[kMost], y[kMost];
+
+    void put(int r, int64_t column, int64_t row, const uint8_t* pointer) { x[r] = column, y[r] = row, at[r] = pointer; }
+    bool inside(int tile, const sparseq::ConvShape& s) const {
+      const int64_t columns = s.width - (s.kernel_width - 1) * s.dilation_width;
+      const int64_t lines = s.height - (s.kernel_height - 1) * s.dilation_height;
+      bool all = true;
+      for (int r = 0; r < tile; ++r) all &= x[r] >= 0 && x[r] < columns && y[r] >= 0 && y[r] < lines;
+      return all;
+    }
+    void tap(int tile, const sparseq::ConvShape& s, int64_t down, int64_t right, int64_t offset, const uint8_t* padding,
+             const uint8_t** entry) const {
+      for (int r = 0; r < tile; ++r) {
+        const bool within = uint64_t(x[r] + right) < uint64_t(s.width) && uint64_t(y[r] + down) < uint64_t(s.height);
+        entry[r] = within ? at[r] + offset : padding;
       }
     }
-  }
+  };
 };
 
 }  // namespace
