@@ -148,6 +148,7 @@ struct ScalarFloat {
 
 struct ScalarDot {
   using Columns = void;
+  using Winograd = void;
   using FloatTrait = ScalarFloat;
   static constexpr int kLanes = 8;
   static constexpr int kDenseRows = 4, kDenseVectors = 2, kSparseRows = 4;

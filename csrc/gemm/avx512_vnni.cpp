@@ -16,16 +16,17 @@
 #else
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #endif
-#include "../core/int8_avx2.h"
-#include "../core/int8_avx512.h"
+#include "../core/int16_avx512.h"
 #include "depthwise_columns_avx512.h"
 #include "kernel.h"
 #include "micro_dot.h"
+#include "winograd_kernel.h"
 
 namespace {
 
 struct Avx512 : Avx512Vnni {
   using Columns = ColumnsAvx512;
+  using Winograd = WinogradKernel<Avx512Words>;
 };
 
 }  // namespace

@@ -14,15 +14,31 @@
 #else
 #pragma GCC target("avx2,fma,f16c,avxvnni")
 #endif
-#include "../core/int8_avx2.h"
+#include "../core/int16_avx2.h"
 #include "depthwise_columns.h"
 #include "kernel.h"
 #include "micro_dot.h"
+#include "winograd_kernel.h"
 
 namespace {
 
+struct AvxVnniWords : Avx2Words {
+  static constexpr double kDirect = 5.4, kDirect24 = 2.9;
+  using Narrow = AvxVnniWords;
+#ifndef SPARSEQ_PORTABLE_INTRINSICS
+  SPARSEQ_INLINE static void dot(Vec (&sum)[2], const int16_t* pair, const Vec (&w)[2]) {
+    const Vec x = broadcast_pair(pair);
+    for (int k = 0; k < 2; ++k) {
+      sum[k] = _mm256_dpwssd_avx_epi32(sum[k], x, w[k]);
+      Avx2Bytes::pin(sum[k]);
+    }
+  }
+#endif
+};
+
 struct AvxVnni : Avx2Bytes {
   using Columns = ColumnsAvx2;
+  using Winograd = WinogradKernel<AvxVnniWords>;
   static constexpr int kDenseRows = 6, kDenseVectors = 2, kSparseRows = 8;
   SPARSEQ_INLINE static void dot(Acc& acc, Vec a, Vec w) {
 #ifdef SPARSEQ_PORTABLE_INTRINSICS

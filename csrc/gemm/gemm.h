@@ -42,6 +42,7 @@ struct WorkPlan {
   int64_t row_block = 0;  // rows per work item; their activations stay in L2
   int64_t row_blocks = 0;
   int64_t items = 0;  // item = (row block, conv group, group of output channels)
+  int64_t claim = 1;  // items that a thread had better take together
   int winograd = 0;   // else outputs a side of its tiles; a row of a block is then a strip (winograd.h)
 };
 

@@ -84,7 +84,7 @@ struct Driver {
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
                   const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
     if (begin >= end) return;
-    if constexpr (Micro::kWinograd) {
+    if constexpr (!std::is_void_v<typename Micro::Winograd>) {
       if (plan.winograd) return Micro::Winograd::run(w, input, epilogue, plan, begin, end);
     }
     const bool dense = w.kind == sparseq::WeightKind::dense;
@@ -164,7 +164,7 @@ struct Driver {
     layout.sparse_rows = Micro::kSparseRows;
     layout.group_vectors = Micro::kGroupVectors;
     layout.classes = Micro::kClassified;
-    layout.winograd = Micro::kWinograd;
+    if constexpr (!std::is_void_v<typename Micro::Winograd>) layout.direct = Micro::Winograd::kDirect;
     using Rows = RowsKernel<typename Micro::Float>;
     return {name,           layout,     run, DepthwiseKernel<typename Micro::Float, typename Micro::Columns>::run,
             Rows::quantize, Rows::shift};

@@ -5,10 +5,10 @@
 #pragma once
 #include <cstdint>
 
-#include "../core/int8_avx2.h"
+#include "../core/int16_avx2.h"
 #include "depthwise_columns.h"
 #include "micro.h"
-#include "winograd_avx2.h"
+#include "winograd_kernel.h"
 
 namespace {
 
@@ -20,8 +20,7 @@ struct Avx2Micro : Avx2Bytes {
   static constexpr int kGroupVectors = 2;
   static constexpr bool kClassified = true;
   static constexpr bool kStrided = true;
-  static constexpr bool kWinograd = true;
-  using Winograd = WinogradAvx2;
+  using Winograd = WinogradKernel<Avx2Words>;
   using Columns = ColumnsAvx2;
 
   // w: the stored blocks of the first two classes; wide: the last class, expanded (expand_dense).

@@ -19,7 +19,7 @@ struct DotMicro {
   static constexpr int kGroupVectors = 2;
   static constexpr bool kClassified = false;
   static constexpr bool kStrided = false;
-  static constexpr bool kWinograd = false;
+  using Winograd = typename T::Winograd;
   using Columns = typename T::Columns;
 
   template <int R, class Rows>

@@ -23,6 +23,11 @@ enum class WeightKind : int32_t { dense, sparse24 };
 // Of a dense panel's two vectors the first or the second alone may be wide, the other one a pair.
 enum BlockClass : int { kQuad, kPair, kWide, kWideFirst, kWideSecond, kClasses };
 
+// What one output costs without winograd.h, in products of a point of its tiles; 0: there is no such kernel.
+struct DirectCosts {
+  double dense = 0, sparse24 = 0;
+};
+
 struct Layout {
   int lanes = 8;          // output channels per vector
   int dense_vectors = 2;  // vectors per dense panel
@@ -30,7 +35,7 @@ struct Layout {
   int sparse_rows = 8;    // and per 2:4 tile (one vector per panel)
   int group_vectors = 2;  // vectors per work item: a full cache line of float32 outputs
   bool classes = false;   // classify blocks (AVX2)
-  bool winograd = false;  // has winograd.h's kernel (AVX2)
+  DirectCosts direct;     // beside winograd.h's kernel
 };
 
 struct CacheSizes {

@@ -9,7 +9,7 @@ WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, con
   WorkPlan plan;
   plan.rows = rows;
   if (rows == 0 || weight.shape.out_channels == 0) return plan;
-  if (const auto found = winograd::plan(weight, conv, caches)) return *found;
+  if (const auto found = winograd::plan(weight, conv, caches, threads)) return *found;
   const int64_t tile = weight.tile_rows();
   const int64_t depth = std::max<int64_t>(1, weight.shape.taps * weight.shape.in_channels);
   const int64_t channels = weight.shape.groups * weight.channel_groups();
@@ -26,6 +26,8 @@ WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, con
   plan.row_block = (block + tile - 1) / tile * tile;
   plan.row_blocks = (rows + plan.row_block - 1) / plan.row_block;
   plan.items = plan.row_blocks * channels;
+  const int64_t line = 64 / weight.group_width();  // of bytes: threads that write into one hold each other up
+  if (line > 1 && weight.channel_groups() % line == 0) plan.claim = line;
   return plan;
 }
 

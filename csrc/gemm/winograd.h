@@ -16,7 +16,7 @@
 
 namespace sparseq::winograd {
 
-constexpr int64_t kLanes = 16;                          // input channels that are transformed together
+constexpr int64_t kLanes = 16;                          // input channels are a multiple of
 constexpr int64_t kGroup = 16;                          // output channels of a work item
 constexpr int64_t kMostInputs = 1024;                   // 4 Y fits int32: 4 * 9 * 1024 * 255 * 128 < 2^31
 constexpr int64_t kMostSum = (int64_t{1} << 25) / 255;  // of a channel's weights of one sign: t = 4, s = 6
@@ -28,9 +28,9 @@ void keep(const int8_t* weight, PackedWeight& packed);
 
 // The plan of a convolution that is faster this way; its items are (block of strips, group of outputs), a strip being
 // t lines of an image's output.
-std::optional<WorkPlan> plan(const Tiles& weight, const ConvShape* conv, const CacheSizes& caches);
+std::optional<WorkPlan> plan(const Tiles& weight, const ConvShape* conv, const CacheSizes& caches, int threads);
 // The same with a given t.
-WorkPlan plan_tiles(int t, const WeightShape& weight, const ConvShape& conv, const CacheSizes& caches);
+WorkPlan plan_tiles(int t, const WeightShape& weight, const ConvShape& conv, const CacheSizes& caches, int threads);
 
 inline int64_t strips(const ConvShape& s, int t) { return (s.out_height + t - 1) / t; }  // of an image
 inline int64_t tiles(const ConvShape& s, int t) { return (s.out_width + t - 1) / t; }    // of a strip

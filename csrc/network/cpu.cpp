@@ -73,7 +73,7 @@ std::vector<Tensor> run(const std::string& text, const std::vector<Tensor>& cons
   data.reserve(constants.size());
   for (const Tensor& t : constants) data.push_back(t.const_data_ptr());
   plan->run({bases, data}, [](int64_t count, auto walk) {
-    torch::stable::parallel_for(0, count, 1, [&](int64_t, int64_t) { walk(); });
+    torch::stable::parallel_for(0, count, 1, [&](int64_t thread, int64_t) { walk(thread); });
   });
   return outputs;
 }

@@ -28,7 +28,7 @@ class Plan {
   const std::vector<OutputInfo>& outputs() const { return outputs_; }
   int64_t arena() const { return bytes_; }
 
-  // parallel(threads, walk): calls walk() on up to so many threads. bases: the arena, the inputs, the outputs.
+  // parallel(threads, walk): calls walk(thread) on up to so many threads. bases: the arena, the inputs, the outputs.
   // Throws std::invalid_argument where tiles are not of their weight. Any number of calls at a time.
   template <class Parallel>
   void run(const Call& call, Parallel parallel) const {
@@ -42,8 +42,8 @@ class Plan {
     if (threads < 2) {
       for (size_t n = 0; n < run->steps.size(); ++n) work(n, 0, share(n).items);
     } else {
-      run->team.reset(run->steps.size());
-      parallel(threads, [&] { run->team.walk(share, work); });
+      run->team.reset(run->steps.size(), threads);
+      parallel(threads, [&](int64_t thread) { run->team.walk(thread, share, work); });
       run->team.rethrow();
     }
     give(std::move(run));

@@ -133,10 +133,11 @@ void ConvStep::divide() {
   plan_ = plan_work(weight.tiles, pointwise ? nullptr : &conv, pixels, gemm::cache_sizes(), int(threads));
   const double nanoseconds = double(pixels * outputs) * (double(depth) / 80 + 0.5);
   share = network::share(plan_.items, nanoseconds / double(std::max<int64_t>(1, plan_.items)), threads);
-  if (plan_.winograd && share.chunk < share.items) {  // each claim transforms its inputs: better few
-    const int64_t groups = plan_.items / plan_.row_blocks;
-    share.chunk = std::max(share.chunk, (groups + 1) / 2);
-  }
+  if (share.chunk == share.items) return;
+  if (plan_.winograd)
+    share.chunk = plan_.claim;  // each transforms its inputs
+  else if (share.items >= plan_.claim * threads)
+    share.chunk = (share.chunk + plan_.claim - 1) / plan_.claim * plan_.claim;
 }
 
 void ConvStep::run(int64_t begin, int64_t end) const {

@@ -30,13 +30,15 @@ inline Share share(int64_t items, double nanoseconds, int64_t threads) {
 }
 
 // Every thread calls walk(), at any time, any number of them, and gets its part of what is left: a late one finds
-// nothing to do, and no one waits for a thread that has not come.
+// nothing to do, and no one waits for a thread that has not come. Threads begin with a lane of their own, the same part
+// of every step, so that what one made is mostly in its cache where it goes on; then they help in the others'.
 class Team {
  public:
-  void reset(size_t steps) {
+  void reset(size_t steps, int64_t threads) {
     if (steps_.size() != steps) steps_ = std::vector<Step>(steps);
+    lanes_ = threads < kLanes ? threads : kLanes;
     for (Step& s : steps_) {
-      s.next.store(0, std::memory_order_relaxed);
+      for (int64_t lane = 0; lane < lanes_; ++lane) s.taken[lane].store(0, std::memory_order_relaxed);
       s.done.store(0, std::memory_order_relaxed);
     }
     failed_.store(false, std::memory_order_relaxed);
@@ -44,24 +46,28 @@ class Team {
     claimed_.clear(std::memory_order_relaxed);
   }
 
-  // share(step) -> Share; run(step, first item, last item + 1). Never throws: see rethrow().
+  // thread: from 0 on. share(step) -> Share; run(step, first item, last item + 1). Never throws: see rethrow().
   template <class ShareOf, class Run>
-  void walk(ShareOf share, Run run) noexcept {
+  void walk(int64_t thread, ShareOf share, Run run) noexcept {
     for (size_t n = 0; n < steps_.size(); ++n) {
       Step& s = steps_[n];
       const Share part = share(n);
       const int64_t claims = part.claims();
       if (s.done.load(std::memory_order_acquire) == claims) continue;
-      for (int64_t claim; (claim = s.next.fetch_add(1, std::memory_order_relaxed)) < claims;) {
-        try {
-          const int64_t begin = claim * part.chunk, end = begin + part.chunk;
-          run(n, begin, end < part.items ? end : part.items);
-        } catch (...) {
-          if (!claimed_.test_and_set()) error_ = std::current_exception();
-          failed_.store(true, std::memory_order_release);
-          return;
+      for (int64_t i = 0; i < lanes_; ++i) {
+        const int64_t lane = (thread + i) % lanes_;
+        const int64_t first = (lane * claims + lanes_ - 1) / lanes_, last = ((lane + 1) * claims + lanes_ - 1) / lanes_;
+        for (int64_t claim; (claim = first + s.taken[lane].fetch_add(1, std::memory_order_relaxed)) < last;) {
+          try {
+            const int64_t begin = claim * part.chunk, end = begin + part.chunk;
+            run(n, begin, end < part.items ? end : part.items);
+          } catch (...) {
+            if (!claimed_.test_and_set()) error_ = std::current_exception();
+            failed_.store(true, std::memory_order_release);
+            return;
+          }
+          s.done.fetch_add(1, std::memory_order_acq_rel);
         }
-        s.done.fetch_add(1, std::memory_order_acq_rel);
       }
       for (int spins = 0; s.done.load(std::memory_order_acquire) < claims; ++spins) {
         if (failed_.load(std::memory_order_acquire)) return;
@@ -80,8 +86,9 @@ class Team {
 
  private:
   static constexpr int kSpins = 2000;
+  static constexpr int64_t kLanes = 15;
   struct alignas(64) Step {
-    std::atomic<int64_t> next = 0, done = 0;
+    std::atomic<int32_t> done = 0, taken[kLanes];  // claims, of each lane
   };
   static void pause() {
 #if defined(__x86_64__)
@@ -90,6 +97,7 @@ class Team {
   }
 
   std::vector<Step> steps_;
+  int64_t lanes_ = 1;
   std::atomic<bool> failed_ = false;
   std::atomic_flag claimed_ = ATOMIC_FLAG_INIT;
   std::exception_ptr error_;

@@ -1,4 +1,4 @@
-"""3 x 3 convolutions of stride 1: AVX2 kernels do them by Winograd's filtering, as exactly."""
+"""3 x 3 convolutions of stride 1: done by Winograd's filtering where it is faster, as exactly."""
 
 import pytest
 import torch
@@ -96,7 +96,7 @@ def test_the_epilogue_follows():
 
 
 def test_only_what_can_use_it_is_packed_for_it():
-    """On AVX2: twice the bytes; other kernels, and other weights, have their tiles alone."""
+    """Twice the bytes; other weights, and kernels without it, have their tiles alone."""
 
     def times(o, c, h, w):
         weight = torch.ones(o, c, h, w, dtype=torch.int8)
@@ -106,4 +106,4 @@ def test_only_what_can_use_it_is_packed_for_it():
         pytest.skip("this machine's kernels have no such way")
     assert times(128, 128, 3, 1) < 1.5
     assert times(128, 120, 3, 3) < 1.5  # not a multiple of 16 inputs
-    assert times(16, 1040, 3, 3) < 1.5  # sums could leave int32
+    assert times(32, 1040, 3, 3) < 1.5  # sums could leave int32

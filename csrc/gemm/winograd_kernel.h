@@ -1,9 +1,8 @@
-// The AVX2 kernel of winograd.h, for tiles of t x t outputs.
+// The kernel of winograd.h for tiles of t x t outputs, over a trait of 16-bit lanes.
 #pragma once
 #include <cstdint>
 #include <utility>
 
-#include "../core/int8_avx2.h"
 #include "epilogue_kernel.h"
 #include "row_pointers.h"
 #include "unroll.h"
@@ -12,13 +11,14 @@
 
 namespace {
 
-template <int T>
-struct WinogradTiles : Avx2Bytes {
-  using F = Filter<T>;
-  static constexpr int kRows = 6;  // tiles of a product: 12 accumulators of the 16 registers
+template <class W, int T>
+struct WinogradTiles {
+  using F = Filter<W, T>;
+  using Vec = typename W::Vec;
+  static constexpr int kRows = W::kRows;  // tiles of a product
   static constexpr int kSide = F::kInputs;
-  static constexpr int64_t kApart = 32;
-  static constexpr int64_t kGroup = sparseq::winograd::kGroup, kInputLanes = sparseq::winograd::kLanes;
+  static constexpr int64_t kApart = 32, kLanes = W::kLanes, kWords = W::kWords;
+  static constexpr int64_t kGroup = sparseq::winograd::kGroup, kVectors = kGroup / kLanes;
 
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
                   const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
@@ -32,7 +32,7 @@ struct WinogradTiles : Avx2Bytes {
     // One behind the other in the thread's memory, all of whole cache lines.
     const int64_t v_size = 2 * kSide * kSide * v_step, u_size = 2 * 2 * kSide * u_step, m_size = 4 * kSide * m_step;
     const int64_t half_size = T * m_size, lines_size = 4 * T * T * in_strip * kGroup;
-    const int64_t columns_size = 2 * kSide * (T * in_strip + 2) * kInputLanes;
+    const int64_t columns_size = 2 * kSide * (T * in_strip + 2) * kWords;
     uint8_t* at = sparseq::thread_scratch(
         static_cast<std::size_t>(v_size + u_size + m_size + half_size + lines_size + columns_size));
     const auto part = [&](int64_t size) { return std::exchange(at, at + size); };
@@ -42,14 +42,15 @@ struct WinogradTiles : Avx2Bytes {
     auto* half = reinterpret_cast<int32_t*>(part(half_size));
     auto* lines = reinterpret_cast<int32_t*>(part(lines_size));
     auto* columns = reinterpret_cast<int16_t*>(at);
+    const auto transform = channels % kWords == 0 ? strip<W> : strip<typename W::Narrow>;
     int64_t transformed = -1;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t group = item % groups, block = item / groups, first = block * plan.row_block;
       const int64_t count = smaller(plan.row_block, s.batch * strips - first), tiles = count * in_strip;
       if (block != transformed) {
         for (int64_t i = 0; i < count; ++i)
-          strip(input, channels, (first + i) / strips, (first + i) % strips, v + i * in_strip * channels, v_step,
-                columns);
+          transform(input, channels, (first + i) / strips, (first + i) % strips, v + i * in_strip * channels, v_step,
+                    columns);
         transformed = block;
       }
       unroll<kSide / 2>([&](auto p) {  // two rows of points at a time, so that their U and products stay near
@@ -62,7 +63,8 @@ struct WinogradTiles : Avx2Bytes {
         }
       });
       const int64_t channel = group * kGroup;
-      const EpilogueKernel<Avx2Float> finish(epilogue, w.weight_sum, channel, smaller(kGroup, outputs - channel));
+      const EpilogueKernel<typename W::FloatTrait> finish(epilogue, w.weight_sum, channel,
+                                                          smaller(kGroup, outputs - channel));
       for (int64_t i = 0; i < count; ++i) {
         const int64_t image = (first + i) / strips, y = (first + i) % strips * T;
         down(half + i * in_strip * kGroup, m_step, in_strip, lines);
@@ -74,12 +76,12 @@ struct WinogradTiles : Avx2Bytes {
   }
 
  private:
-  static Vec load16(const int16_t* p) { return _mm256_loadu_si256(vec(p)); }
-  static void store16(int16_t* p, Vec v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
-
   // V of a strip's tiles, [tile][channel] of each point: B^T d column by column of the image, then across.
+  template <class X>
   static void strip(const sparseq::Input& input, int64_t channels, int64_t image, int64_t index, int16_t* v,
                     int64_t point_stride, int16_t* columns) {
+    constexpr int64_t kTogether = X::kWords;  // channels
+    using Inputs = Filter<X, T>;
     const sparseq::ConvShape& s = *input.conv;
     const int64_t pitch = input.line != 0 ? input.line : s.width, tiles = sparseq::winograd::tiles(s, T);
     const uint8_t* outside = input.padding != nullptr ? input.padding : input.data;  // no output that counts reads it
@@ -89,26 +91,26 @@ struct WinogradTiles : Avx2Bytes {
       lines[i] =
           y + i >= 0 && y + i < s.height ? input.data + (image * s.height + y + i) * pitch * input.stride : nullptr;
     });
-    for (int64_t channel = 0; channel < channels; channel += kInputLanes) {
+    for (int64_t channel = 0; channel < channels; channel += kTogether) {
       for (int64_t column = 0; column < width; ++column) {
         const int64_t x = column - s.pad_left;
         const bool inside = x >= 0 && x < s.width;
-        Vec d[kSide], t[kSide];
+        typename X::Vec d[kSide], t[kSide];
         unroll<kSide>([&](auto i) SPARSEQ_INLINE {
           const uint8_t* pixel = inside && lines[i] != nullptr ? lines[i] + x * input.stride : outside;
-          d[i] = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(pixel + channel)));
+          d[i] = X::load_u8(pixel + channel);
         });
-        F::inputs(d, t);
-        unroll<kSide>([&](auto i) SPARSEQ_INLINE { store16(columns + (i * width + column) * kInputLanes, t[i]); });
+        Inputs::inputs(d, t);
+        unroll<kSide>([&](auto i) SPARSEQ_INLINE { X::store(columns + (i * width + column) * kTogether, t[i]); });
       }
       unroll<kSide>([&](auto i) SPARSEQ_INLINE {
-        const int16_t* from = columns + i * width * kInputLanes;
+        const int16_t* from = columns + i * width * kTogether;
         int16_t* to = v + kSide * i * point_stride + channel;
-        for (int64_t tile = 0; tile < tiles; ++tile, from += T * kInputLanes, to += channels) {
-          Vec d[kSide], points[kSide];
-          unroll<kSide>([&](auto j) SPARSEQ_INLINE { d[j] = load16(from + j * kInputLanes); });
-          F::inputs(d, points);
-          unroll<kSide>([&](auto j) SPARSEQ_INLINE { store16(to + j * point_stride, points[j]); });
+        for (int64_t tile = 0; tile < tiles; ++tile, from += T * kTogether, to += channels) {
+          typename X::Vec d[kSide], points[kSide];
+          unroll<kSide>([&](auto j) SPARSEQ_INLINE { d[j] = X::load(from + j * kTogether); });
+          Inputs::inputs(d, points);
+          unroll<kSide>([&](auto j) SPARSEQ_INLINE { X::store(to + j * point_stride, points[j]); });
         }
       });
     }
@@ -117,20 +119,16 @@ struct WinogradTiles : Avx2Bytes {
   // Two rows of U of a group, [row][point][pair of inputs][output][input].
   template <int P>
   static void weights(const int8_t* g, int64_t pairs, int16_t* u, int64_t step) {
-    for (int64_t half = 0; half < 2 * pairs; ++half) {  // 8 outputs of a pair
+    for (int64_t at = 0; at < 2 * kGroup * pairs; at += kWords) {
       Vec t[2][3];
       unroll<3>([&](auto x) SPARSEQ_INLINE {
         Vec taps[3];
-        unroll<3>([&](auto y) SPARSEQ_INLINE {
-          const int8_t* from = g + ((3 * y + x) * pairs * 2 + half) * 16;
-          taps[y] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-        });
+        unroll<3>([&](auto y) SPARSEQ_INLINE { taps[y] = W::load_s8(g + (3 * y + x) * 2 * kGroup * pairs + at); });
         unroll<2>([&](auto r) SPARSEQ_INLINE { t[r][x] = F::template weights<F::kShared[P][r]>(taps); });
       });
       unroll<2>([&](auto r) SPARSEQ_INLINE {
-        unroll<kSide>([&](auto j) SPARSEQ_INLINE {
-          store16(u + (kSide * r + j) * step + half * 16, F::template weights<j>(t[r]));
-        });
+        unroll<kSide>([&](auto j)
+                          SPARSEQ_INLINE { W::store(u + (kSide * r + j) * step + at, F::template weights<j>(t[r])); });
       });
     }
   }
@@ -150,55 +148,56 @@ struct WinogradTiles : Avx2Bytes {
   }
   template <int R>
   static void multiply(const int16_t* v, const int16_t* u, int64_t channels, int32_t* m) {
-    Acc c[R][2];
-    unroll<R>([&](auto r) SPARSEQ_INLINE { c[r][0] = c[r][1] = zero(); });
+    Vec c[R][kVectors];
+    unroll<R>([&](auto r) SPARSEQ_INLINE { unroll<kVectors>([&](auto k) SPARSEQ_INLINE { c[r][k] = W::zero(); }); });
+    constexpr int kFours = (R + 3) / 4;  // addresses are sums of one of these and up to three rows
+    const int16_t* four[kFours];
+    unroll<kFours>([&](auto q) SPARSEQ_INLINE { four[q] = v + 4 * q * channels; });
     for (int64_t i = 0; i < channels; i += 2, u += 2 * kGroup) {
-      const Vec w0 = load16(u), w1 = load16(u + kGroup);
-      unroll<R>([&](auto r) SPARSEQ_INLINE {
-        const Vec x = broadcast4(reinterpret_cast<const uint8_t*>(v + r * channels + i));
-        accumulate(c[r][0], _mm256_madd_epi16(x, w0));
-        accumulate(c[r][1], _mm256_madd_epi16(x, w1));
-      });
+      Vec w[kVectors];
+      unroll<kVectors>([&](auto k) SPARSEQ_INLINE { w[k] = W::load(u + k * kWords); });
+      unroll<R>([&](auto r) SPARSEQ_INLINE { W::dot(c[r], four[r / 4] + r % 4 * channels, w); });
+      unroll<kFours>([&](auto q) SPARSEQ_INLINE { four[q] += 2; });
     }
     unroll<R>([&](auto r) SPARSEQ_INLINE {
-      store_acc(m + r * kGroup, c[r][0]);
-      store_acc(m + r * kGroup + kLanes, c[r][1]);
+      unroll<kVectors>([&](auto k) SPARSEQ_INLINE { W::store(m + r * kGroup + k * kLanes, c[r][k]); });
     });
   }
 
   // A row of points [point][tile][group] times A.
   static void across(const int32_t* m, int64_t stride, int64_t tiles, int32_t* to) {
     for (int64_t i = 0; i < tiles * kGroup; i += kLanes)
-      outputs(m + i, stride, [&](auto j, Acc y) SPARSEQ_INLINE { store_acc(to + j * stride + i, y); });
+      outputs(m + i, stride, [&](auto j, Vec y) SPARSEQ_INLINE { W::store(to + j * stride + i, y); });
   }
 
   // A^T times these, divided: the sums of a strip, [T lines][T * tiles][group].
   static void down(const int32_t* half, int64_t stride, int64_t tiles, int32_t* lines) {
-    const Acc inverse = _mm256_set1_epi32(static_cast<int32_t>(F::kInverse));
     for (int64_t tile = 0; tile < tiles; ++tile)
       unroll<T>([&](auto j) SPARSEQ_INLINE {
         for (int64_t lane = 0; lane < kGroup; lane += kLanes)
-          outputs(half + j * stride + tile * kGroup + lane, T * stride, [&](auto i, Acc y) SPARSEQ_INLINE {
-            if constexpr (F::kInverse != 1) y = _mm256_mullo_epi32(y, inverse);
-            y = _mm256_srai_epi32(y, F::kShift[i] + F::kShift[j]);
-            store_acc(lines + (i * T * tiles + T * tile + j) * kGroup + lane, y);
+          outputs(half + j * stride + tile * kGroup + lane, T * stride, [&](auto i, Vec y) SPARSEQ_INLINE {
+            if constexpr (F::kInverse != 1) y = W::mul32(y, F::kInverse);
+            y = W::template shift_right32<F::kShift[i] + F::kShift[j]>(y);
+            W::store(lines + (i * T * tiles + T * tile + j) * kGroup + lane, y);
           });
       });
   }
 
   template <class Store>
   SPARSEQ_INLINE static void outputs(const int32_t* from, int64_t stride, Store&& store) {
-    Acc m[kSide], y[T];
-    unroll<kSide>([&](auto i) SPARSEQ_INLINE { m[i] = load_acc(from + i * stride); });
+    Vec m[kSide], y[T];
+    unroll<kSide>([&](auto i) SPARSEQ_INLINE { m[i] = W::load(from + i * stride); });
     F::outputs(m, y);
     unroll<T>([&](auto i) SPARSEQ_INLINE { store(i, y[i]); });
   }
 };
 
-struct WinogradAvx2 {
+template <class W>
+struct WinogradKernel {
+  static constexpr sparseq::DirectCosts kDirect = {W::kDirect, W::kDirect24};
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
                   const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
-    (plan.winograd == 2 ? WinogradTiles<2>::run : WinogradTiles<4>::run)(w, input, epilogue, plan, begin, end);
+    (plan.winograd == 2 ? WinogradTiles<W, 2>::run : WinogradTiles<W, 4>::run)(w, input, epilogue, plan, begin, end);
   }
 };
 

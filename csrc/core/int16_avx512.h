@@ -1,0 +1,75 @@
+// The trait of Winograd's filtering on AVX-512-VNNI. With SPARSEQ_PORTABLE_INTRINSICS the same names come from SIMDe.
+#pragma once
+#include <cstdint>
+
+#include "int16_avx2.h"
+#include "int8_avx512.h"
+
+namespace {
+
+#ifdef SPARSEQ_PORTABLE_INTRINSICS
+#define SPARSEQ_512(name) simde_mm512_##name
+#else
+#define SPARSEQ_512(name) _mm512_##name
+#endif
+
+struct Avx512Words {
+  using FloatTrait = Avx512Float;
+  using Vec = Avx512Vnni::Vec;
+  static constexpr int kLanes = 16, kWords = 32;
+#ifdef __SANITIZE_ADDRESS__  // as Avx512Vnni
+  static constexpr int kRows = 4;
+#else
+  static constexpr int kRows = 24;  // of one accumulator each, of 32 registers
+#endif
+  static constexpr double kDirect = 3.4, kDirect24 = 2.5;
+  using Narrow = Avx2Words;
+
+  static Vec zero() { return Avx512Vnni::zero(); }
+  static Vec load(const void* p) { return SPARSEQ_512(loadu_si512)(p); }
+  static void store(void* p, Vec x) { SPARSEQ_512(storeu_si512)(p, x); }
+  static auto load32(const void* p) {
+#ifdef SPARSEQ_PORTABLE_INTRINSICS
+    return simde_mm256_loadu_si256(static_cast<const simde__m256i*>(p));
+#else
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+#endif
+  }
+  static Vec load_u8(const uint8_t* p) {
+#ifdef SPARSEQ_PORTABLE_INTRINSICS  // which lacks cvtepu8_epi16
+    return SPARSEQ_512(and_si512)(SPARSEQ_512(cvtepi8_epi16)(load32(p)), SPARSEQ_512(set1_epi16)(255));
+#else
+    return SPARSEQ_512(cvtepu8_epi16)(load32(p));
+#endif
+  }
+  static Vec load_s8(const int8_t* p) { return SPARSEQ_512(cvtepi8_epi16)(load32(p)); }
+
+  static Vec add16(Vec a, Vec b) { return SPARSEQ_512(add_epi16)(a, b); }
+  static Vec sub16(Vec a, Vec b) { return SPARSEQ_512(sub_epi16)(a, b); }
+  static Vec add32(Vec a, Vec b) { return SPARSEQ_512(add_epi32)(a, b); }
+  static Vec sub32(Vec a, Vec b) { return SPARSEQ_512(sub_epi32)(a, b); }
+  static Vec mul32(Vec a, uint32_t b) {
+    return SPARSEQ_512(mullo_epi32)(a, SPARSEQ_512(set1_epi32)(static_cast<int32_t>(b)));
+  }
+  template <int K>
+  static Vec shift_left16(Vec a) {
+    return SPARSEQ_512(slli_epi16)(a, K);
+  }
+  template <int K>
+  static Vec shift_right32(Vec a) {
+    return SPARSEQ_512(srai_epi32)(a, K);
+  }
+  // In assembly, in its place and from memory: gcc 12 moves half of the sums once more, and spills addresses.
+  SPARSEQ_INLINE static void dot(Vec (&sum)[1], const int16_t* pair, const Vec (&w)[1]) {
+#ifndef SPARSEQ_PORTABLE_INTRINSICS
+    typedef int32_t Pair __attribute__((may_alias, aligned(2)));
+    asm volatile("vpdpwssd %1%{1to16%}, %2, %0" : "+v"(sum[0]) : "m"(*reinterpret_cast<const Pair*>(pair)), "v"(w[0]));
+#else
+    sum[0] = SPARSEQ_512(dpwssd_epi32)(sum[0], Avx512Vnni::broadcast4(reinterpret_cast<const uint8_t*>(pair)), w[0]);
+#endif
+  }
+};
+
+#undef SPARSEQ_512
+
+}  // namespace
