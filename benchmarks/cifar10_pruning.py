@@ -36,10 +36,11 @@ from sparseq import NM, Channels, Layer, Plan, Unstructured, analysis, bench, di
 from sparseq.files import atomic_path
 from sparseq.run import data
 from sparseq.run.recipe import Training
+from sparseq.run.stage import has_bfloat16
 
 ROUNDS, ROUND_EPOCHS, ROUND_RATE = 5, 2, 0.02
 EPOCHS, RATE = 16, 0.1
-SECOND = 1.5  # of EPOCHS, the length of a second cycle, at the first training's rate
+TAUGHT_EPOCHS, TAUGHT_RATE = 2.5, 0.2  # of EPOCHS; the rate of the network's first training
 TEMPERATURE, ALPHA = 4.0, 0.1  # of what is distilled; alpha: the labels' share
 ESCAPES = 100  # of the search for a permutation
 TARGET = 0.8
@@ -49,6 +50,7 @@ ALLOWED = {"80 % unstructured": 0.5, "2:4": 0.3, "half the MACs": 1.0}
 WHOLE = Plan({"*": Layer(sparsity=Unstructured(TARGET))})
 TWO_OF_FOUR = Plan({"*": Layer(sparsity=NM(2, 4))})
 IMAGE = (1, 3, 32, 32)
+AMP = has_bfloat16("cpu")
 
 
 @dataclasses.dataclass
@@ -90,6 +92,7 @@ class Run:
             "seconds": seconds,
             "megabytes": path.stat().st_size / 2**20,
             "dense": sparseq.explain(fast).dense,
+            "date": bench.environment()["date"][:10],
         }
         self.write()
         print(name, self.found[name], flush=True)
@@ -106,21 +109,12 @@ class Run:
         A rate as large as the first training's wins back more than a small one (Renda et al. 2020).
         """
         recipe = recipe or Training(epochs=self.epochs, rate=RATE, batch=128)
-        trained(model, self.dataset, recipe, self.kept, seed=seed, **how)
+        trained(model, self.dataset, recipe, self.kept, seed=seed, amp=AMP, **how)
         return model
 
-    def distilled(self, model: nn.Module) -> nn.Module:
-        """A second cycle with the float network as the teacher.
-
-        Its rate is that of the network's first training (learning rate rewinding, Renda et al.
-        2020): half of `retrain`'s rate, for 8 epochs, changed nothing.
-        """
-        recipe = Training(epochs=self.second, rate=2 * RATE, batch=128)
-        return self.retrain(model, 2, recipe, criterion=self.taught())
-
     @property
-    def second(self) -> int:
-        return int(SECOND * self.epochs)
+    def taught_epochs(self) -> int:
+        return int(TAUGHT_EPOCHS * self.epochs)
 
     def taught(self) -> distill.Loss:
         """The loss of a student of the float network."""
@@ -137,9 +131,17 @@ class Run:
         found = self.dataset.train_batches(128, generator)
         return [batch for _, batch in zip(range(count), found, strict=False)]
 
-    def iterative(self, name: str, plan: Plan, criterion: str | None = None) -> nn.Module:
-        """Rounds of pruning and retraining; each round is kept, and not run again."""
+    def iterative(
+        self, name: str, plan: Plan, criterion: str | None = None, taught: bool = False
+    ) -> nn.Module:
+        """Rounds of pruning and retraining; each round is kept, and not run again.
+
+        What is taught by the float network gains from a longer last cycle, with the rate of that
+        network's first training (learning rate rewinding, Renda et al. 2020).
+        """
         model = self.pruned(plan)
+        how = {"criterion": self.taught()} if taught else {}
+        last = Training(epochs=self.taught_epochs, rate=TAUGHT_RATE, batch=128) if taught else None
 
         def scores() -> dict[str, torch.Tensor]:
             return sparse.score(model, self.batches(16), criterion)
@@ -155,7 +157,7 @@ class Run:
             schedule.load_state_dict(state["schedule"])
         while not schedule.done:
             schedule.step()
-            self.retrain(model, schedule.taken, None if schedule.done else between)
+            self.retrain(model, schedule.taken, last if schedule.done else between, **how)
             with atomic_path(kept) as temporary:
                 state = {"model": model.state_dict(), "schedule": schedule.state_dict()}
                 torch.save(state, temporary)
@@ -195,8 +197,8 @@ class Run:
             "float32": lambda: self.base,
             f"{unstructured}, one shot, not retrained": lambda: self.pruned(WHOLE),
             f"{unstructured}, iterative magnitude": lambda: self.iterative("magnitude", WHOLE),
-            f"{unstructured}, iterative magnitude, distilled": lambda: self.distilled(
-                self.iterative("magnitude", WHOLE)
+            f"{unstructured}, iterative magnitude, distilled": lambda: self.iterative(
+                "distilled", WHOLE, taught=True
             ),
             f"{unstructured}, iterative Taylor": lambda: self.iterative("taylor", WHOLE, "taylor"),
             f"{unstructured}, iterative, ratios by sensitivity": lambda: self.iterative(
@@ -224,13 +226,13 @@ class Run:
         """What was not measured yet: the error of each drop, the speed with fewer channels."""
         before: torch.Tensor | None = None
         for name, row in self.found.items():
-            model = self.loaded(name)
             if "error" not in row:
                 if before is None:
                     before = right(self.base, self.dataset)
-                row["error"] = drop_error(before, right(model, self.dataset))
+                row["error"] = drop_error(before, right(self.loaded(name), self.dataset))
             if name.startswith("half") and "speed" not in row:
-                row["speed"] = speed(self.base, model, IMAGE, repeats)
+                row["speed"] = speed(self.base, self.loaded(name), IMAGE, repeats)
+                row["speed_on"] = bench.environment()["isa"]
             self.write()
 
 
@@ -276,7 +278,8 @@ def write(run: Run, order: list[str], label: str, folder: Path) -> None:
         f"(cosine from {ROUND_RATE}), {run.epochs} after the last (one cycle to {RATE}); all "
         f"others {run.epochs} epochs alike, SR-STE's mask (decay 2e-4) fixed in the last fifth. "
         f"Distilled: taught by the float network (T = {TEMPERATURE:g}, alpha = {ALPHA:g}), "
-        f"those of 80 % in {run.second} epochs more (one cycle to {2 * RATE}). "
+        f"that of 80 % in all rounds and {run.taught_epochs} epochs after the last (one cycle to "
+        f"{TAUGHT_RATE}). "
         "Drop: +- its standard error over the images, as both networks see the same. "
         "Zeros: of all convolutions and the classifier; files hold float32. Seconds on cores that "
         "other work shared; of a stage that was interrupted, since it went on."

@@ -17,8 +17,8 @@ def page(
         stamp: the environment.
     """
     lines = [
-        "| ResNet-20 | accuracy % | drop | bound | zeros % | MB | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| ResNet-20 | accuracy % | drop | bound | zeros % | MB | seconds | trained |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
         drop = found["float32"]["accuracy"] - row["accuracy"]
@@ -27,17 +27,18 @@ def page(
         lines.append(
             f"| {name} | {row['accuracy']:.2f} | {drop:.2f} +- {row['error']:.2f} | {shown} | "
             f"{100 * row['zeros']:.1f} | "
-            f"{row['megabytes']:.3f} | {row['seconds']:.0f} |"
+            f"{row['megabytes']:.3f} | {row['seconds']:.0f} | {row['date']} |"
         )
     timed = [
-        f"| {name} | {r['batch']} | {r['threads']} | {r['whole']:.2f} | {r['narrow']:.2f} | "
-        f"{r['whole'] / r['narrow']:.2f}x |"
+        f"| {name} | {row['speed_on']} | {r['batch']} | {r['threads']} | {r['whole']:.2f} | "
+        f"{r['narrow']:.2f} | {r['whole'] / r['narrow']:.2f}x |"
         for name, row in found.items()
         for r in row.get("speed", ())
     ]
     if timed:
         lines += ["", "Fewer channels in float32 beside the whole network, medians in turns:", ""]
-        lines += ["| | batch | threads | whole ms | ms | speed-up |", "|---|---|---|---|---|---|"]
+        lines += ["| | ISA | batch | threads | whole ms | ms | speed-up |"]
+        lines += ["|---|---|---|---|---|---|---|"]
         lines += timed
     left = [
         f"- {name}: " + "; ".join(f"{layer}: {why}" for layer, why in row["dense"].items())

@@ -238,12 +238,16 @@ def main(arguments: list[str], results: Path = RESULTS) -> None:
                 warnings.simplefilter("ignore")  # of the peers' own deprecated imports
                 found["networks"].append(measure(works[name], smoke, Path(folder)))
         print(name, "done", flush=True)
-        write(found, results)  # after each: a run of all takes its time
-    print((results / "networks.md").read_text())
+        text = write(found, results)  # after each: a run of all takes its time
+    print(text)
 
 
-def write(found: dict[str, Any], results: Path) -> None:
-    with atomic_path(results / "networks.json") as path:
+def write(found: dict[str, Any], results: Path) -> str:
+    """To networks_{ISA}.json and .md; returns the latter's text."""
+    stem = f"networks_{found['environment']['isa']}"
+    with atomic_path(results / f"{stem}.json") as path:
         path.write_text(json.dumps(found, indent=1) + "\n")
-    with atomic_path(results / "networks.md") as path:
-        path.write_text(page((__doc__ or "").strip(), found, list(OURS)))
+    text = page((__doc__ or "").strip(), found, list(OURS))
+    with atomic_path(results / f"{stem}.md") as path:
+        path.write_text(text)
+    return text

@@ -41,7 +41,7 @@ def test_smoke(tmp_path):
     refusal, *_, ours = done.stdout.splitlines()
     assert refusal.startswith("networks: names must be of small, small encoder, growth, got resnet")
     assert ours == str(OURS)
-    found = json.loads((tmp_path / "networks.json").read_text())
+    found = json.loads(next(tmp_path.glob("networks_*.json")).read_text())
     images, tokens = found["networks"]
     assert [row["engine"] for row in images["rows"]] == [*OURS, *PEERS]
     assert "ONNX Runtime INT8, dynamic" in {row["engine"] for row in tokens["rows"]}
@@ -58,6 +58,6 @@ def test_smoke(tmp_path):
         assert {*OURS, "ONNX Runtime INT8", "OpenVINO INT8"} <= held
     for kind, sizes in (("batches", ["1", "2"]), ("areas", ["16", "32"])):
         assert list(found["growth"][kind]["sparseq INT8"]) == sizes
-    text = (tmp_path / "networks.md").read_text()
+    text = next(tmp_path.glob("networks_*.md")).read_text()
     assert "| small ResNet, 16 x 16, batch 2 | sparseq INT8 |" in text
     assert "## Growth with batch and area" in text and "- cpu: " in text
