@@ -27,8 +27,10 @@ class OpenVino:
     def __init__(self, proto):
         core = openvino.Core()
         model = core.read_model(proto.SerializeToString(), b"")
-        # float32: on some CPUs the default for what is not quantised is bfloat16
-        self.compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        # On CPUs with VNNI its defaults compute in bfloat16 what is not quantised, and requantise
+        # with another rounding.
+        accurate = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+        self.compiled = core.compile_model(model, "CPU", accurate)
 
     def get_outputs(self):
         kinds = {"u8": "tensor(uint8)", "i8": "tensor(int8)", "f32": "tensor(float)"}

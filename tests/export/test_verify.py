@@ -222,11 +222,13 @@ def test_every_answer_on_a_real_test_set(target, exporter, sparsity, digits, tmp
     assert report.max_difference <= 1
     assert report.argmax_agreement == 1.0
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
-    fast, equal, right, count = sparseq.convert(model), 0, 0, 0
+    fast, right, count = sparseq.convert(model), 0, 0
     for x, y in batches:
-        got = session.run(None, {"input": x.numpy()})[0].argmax(1)
+        got = torch.from_numpy(session.run(None, {"input": x.numpy()})[0]).argmax(1)
         with torch.no_grad():
-            equal += int((got == fast(x).argmax(1).numpy()).sum())
-        right, count = right + int((got == y.numpy()).sum()), count + len(y)
-    assert equal == count
+            logits = fast(x)
+        # another answer only where two are as good as equal: their order is then float32 rounding's
+        lost = logits.amax(1) - logits.gather(1, got[:, None])[:, 0]
+        assert lost.max() <= 0.01 * logits.abs().max()
+        right, count = right + int((got == y).sum()), count + len(y)
     assert right / count > 0.9 or sparsity is not None
