@@ -41,7 +41,7 @@ def speed_ups(variants: Sequence[Variant], best: str) -> Figure:
         axes.axvline(1, color=SOFT, linewidth=1, zorder=4)
         axes.set_yticks(places, [shortened(variant.name) for variant in variants])
         axes.set_ylim(len(variants) - 0.4, -0.6)
-        axes.set_xlim(0, 1.42 * max(factors))
+        axes.set_xlim(0, 1.55 * max(factors))
         for place, variant in enumerate(variants):
             _bold(axes, place, variant.name == best)
             axes.annotate(
