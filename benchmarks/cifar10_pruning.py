@@ -93,6 +93,7 @@ class Run:
             "megabytes": path.stat().st_size / 2**20,
             "dense": sparseq.explain(fast).dense,
             "date": bench.environment()["date"][:10],
+            "amp": AMP,
         }
         self.write()
         print(name, self.found[name], flush=True)
@@ -280,6 +281,7 @@ def write(run: Run, order: list[str], label: str, folder: Path) -> None:
         f"Distilled: taught by the float network (T = {TEMPERATURE:g}, alpha = {ALPHA:g}), "
         f"that of 80 % in all rounds and {run.taught_epochs} epochs after the last (one cycle to "
         f"{TAUGHT_RATE}). "
+        "Trained under autocast of bfloat16 where it says so. "
         "Drop: +- its standard error over the images, as both networks see the same. "
         "Zeros: of all convolutions and the classifier; files hold float32. Seconds on cores that "
         "other work shared; of a stage that was interrupted, since it went on."

@@ -27,7 +27,8 @@ def page(
         lines.append(
             f"| {name} | {row['accuracy']:.2f} | {drop:.2f} +- {row['error']:.2f} | {shown} | "
             f"{100 * row['zeros']:.1f} | "
-            f"{row['megabytes']:.3f} | {row['seconds']:.0f} | {row['date']} |"
+            f"{row['megabytes']:.3f} | {row['seconds']:.0f} | "
+            f"{row['date']}{', bfloat16' if row['amp'] else ''} |"
         )
     timed = [
         f"| {name} | {row['speed_on']} | {r['batch']} | {r['threads']} | {r['whole']:.2f} | "
