@@ -1,7 +1,7 @@
 """The kernels of every ISA, VNNI and AVX-512 too, compiled with SIMDe where need be, and run.
 
 gemm.cpp compares scalar, AVX2, AVX-VNNI and AVX-512-VNNI with an int64 reference, rows.cpp scalar,
-AVX2 and AVX-512 with plain loops: bit for bit.
+AVX2 and AVX-512 with plain loops: bit for bit. team.cpp has the threads of a program.
 """
 
 import os
@@ -22,9 +22,10 @@ SOURCES = {
         *("gemm/avx512_vnni.cpp", "sparse24/pack.cpp", "sparse24/format.cpp"),
     ],
     "rows": [f"network/{name}.cpp" for name in ("rows", "scalar", "avx2", "avx512")],
+    "team": [],
 }
 PORTABLE = ["network/avx512.cpp"]  # take <immintrin.h> from portable/
-FLAGS = "-O1 -std=c++20 -ffp-contract=off -fno-math-errno -Wno-psabi -DSPARSEQ_PORTABLE_INTRINSICS"
+FLAGS = "-O1 -pthread -std=c++20 -ffp-contract=off -fno-math-errno -Wno-psabi -DSPARSEQ_PORTABLE_INTRINSICS"
 if os.environ.get("SPARSEQ_SANITIZE") == "1":
     FLAGS += " -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 
