@@ -25,7 +25,8 @@ SOURCES = {
     "team": [],
 }
 PORTABLE = ["network/avx512.cpp"]  # take <immintrin.h> from portable/
-FLAGS = "-O1 -pthread -std=c++20 -ffp-contract=off -fno-math-errno -Wno-psabi -DSPARSEQ_PORTABLE_INTRINSICS"
+FLAGS = "-O1 -std=c++20 -ffp-contract=off -fno-math-errno -Wno-psabi -pthread"
+FLAGS += " -DSPARSEQ_PORTABLE_INTRINSICS"
 if os.environ.get("SPARSEQ_SANITIZE") == "1":
     FLAGS += " -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 
