@@ -46,11 +46,12 @@ struct Avx512Words {
 
   static Vec add16(Vec a, Vec b) { return SPARSEQ_512(add_epi16)(a, b); }
   static Vec sub16(Vec a, Vec b) { return SPARSEQ_512(sub_epi16)(a, b); }
-  static Vec add32(Vec a, Vec b) { return SPARSEQ_512(add_epi32)(a, b); }
-  static Vec sub32(Vec a, Vec b) { return SPARSEQ_512(sub_epi32)(a, b); }
-  static Vec mul32(Vec a, uint32_t b) {
-    return SPARSEQ_512(mullo_epi32)(a, SPARSEQ_512(set1_epi32)(static_cast<int32_t>(b)));
-  }
+  // Modulo 2^32: the compiler's vectors, since SIMDe's sums and products are undefined where they wrap.
+  typedef uint32_t Unsigned __attribute__((vector_size(64)));
+  static Unsigned unsigned32(Vec a) { return __builtin_bit_cast(Unsigned, a); }
+  static Vec add32(Vec a, Vec b) { return __builtin_bit_cast(Vec, unsigned32(a) + unsigned32(b)); }
+  static Vec sub32(Vec a, Vec b) { return __builtin_bit_cast(Vec, unsigned32(a) - unsigned32(b)); }
+  static Vec mul32(Vec a, uint32_t b) { return __builtin_bit_cast(Vec, unsigned32(a) * b); }
   template <int K>
   static Vec shift_left16(Vec a) {
     return SPARSEQ_512(slli_epi16)(a, K);
