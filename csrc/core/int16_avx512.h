@@ -58,7 +58,8 @@ struct Avx512Words {
   }
   template <int K>
   static Vec shift_right32(Vec a) {
-    return SPARSEQ_512(srai_epi32)(a, K);
+    typedef int32_t Signed __attribute__((vector_size(64)));  // SIMDe 0.7.4 has no srai_epi32
+    return __builtin_bit_cast(Vec, __builtin_bit_cast(Signed, a) >> K);
   }
   // In assembly, in its place and from memory: gcc 12 moves half of the sums once more, and spills addresses.
   SPARSEQ_INLINE static void dot(Vec (&sum)[1], const int16_t* pair, const Vec (&w)[1]) {
