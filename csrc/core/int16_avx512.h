@@ -7,12 +7,6 @@
 
 namespace {
 
-#ifdef SPARSEQ_PORTABLE_INTRINSICS
-#define SPARSEQ_512(name) simde_mm512_##name
-#else
-#define SPARSEQ_512(name) _mm512_##name
-#endif
-
 struct Avx512Words {
   using FloatTrait = Avx512Float;
   using Vec = Avx512Vnni::Vec;
@@ -71,7 +65,5 @@ struct Avx512Words {
 #endif
   }
 };
-
-#undef SPARSEQ_512
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "../gemm/unroll.h"
+#include "names_512.h"
 #ifndef SPARSEQ_PORTABLE_INTRINSICS
 #include "float_avx512.h"
 #endif
@@ -10,15 +11,10 @@
 namespace {
 
 #ifdef SPARSEQ_PORTABLE_INTRINSICS
-#define SPARSEQ_512(name) simde_mm512_##name
-#define SPARSEQ_VEC512 simde__m512i
-#else
-#define SPARSEQ_512(name) _mm512_##name
-#define SPARSEQ_VEC512 __m512i
-#endif
-
-#ifdef SPARSEQ_PORTABLE_INTRINSICS
 using Avx512Float = Avx2Float;  // the float steps are no VNNI: tests run them as they are
+using Vec512 = simde__m512i;
+#else
+using Vec512 = __m512i;
 #endif
 
 struct Avx512Vnni {
@@ -29,8 +25,8 @@ struct Avx512Vnni {
 #else
   static constexpr int kDenseRows = 12, kDenseVectors = 2, kSparseRows = 16;
 #endif
-  using Vec = SPARSEQ_VEC512;
-  using Acc = SPARSEQ_VEC512;
+  using Vec = Vec512;
+  using Acc = Vec512;
 
   static Acc zero() { return SPARSEQ_512(set1_epi32)(0); }
   static Acc load_acc(const int32_t* p) { return SPARSEQ_512(loadu_si512)(p); }
@@ -69,8 +65,5 @@ struct Avx512Vnni {
 #endif
   }
 };
-
-#undef SPARSEQ_512
-#undef SPARSEQ_VEC512
 
 }  // namespace

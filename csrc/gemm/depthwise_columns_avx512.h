@@ -8,12 +8,6 @@
 
 namespace {
 
-#ifdef SPARSEQ_PORTABLE_INTRINSICS
-#define SPARSEQ_512(name) simde_mm512_##name
-#else
-#define SPARSEQ_512(name) _mm512_##name
-#endif
-
 class ColumnsAvx512 {
  public:
   static constexpr int kChannels = 16, kStrides = 2;
@@ -75,7 +69,5 @@ class ColumnsAvx512 {
   }
   Vec weight_[3], dwords_, bytes_;
 };
-
-#undef SPARSEQ_512
 
 }  // namespace
