@@ -6,7 +6,7 @@
 
 namespace sparseq {
 
-enum class Isa : int { scalar = 0, avx2 = 1, avx_vnni = 2, avx512 = 3, avx512_vnni = 4 };
+enum class Isa : int { scalar = 0, avx2 = 1, avx_vnni = 2, avx512 = 3, avx512_vnni = 4, amx_int8 = 5 };
 
 // Every ISA this CPU and its operating system can run, lowest first (cpuid and xgetbv, once).
 const std::vector<Isa>& supported_isas();

@@ -26,7 +26,7 @@ struct ConvShape {
 
 // Kernels read whole blocks: up to this many bytes after the last byte of the input must be readable (their
 // values do not matter: the weights there are 0). Between rows any bytes may lie.
-constexpr int64_t kInputSlack = 16;
+constexpr int64_t kInputSlack = 64;
 
 // Prepared activations: u8; a signed activation a is stored as a + 128 (and zero in the epilogue is + 128).
 struct Input {
@@ -44,6 +44,7 @@ struct WorkPlan {
   int64_t items = 0;  // item = (row block, conv group, group of output channels)
   int64_t claim = 1;  // items that a thread had better take together
   int winograd = 0;   // else outputs a side of its tiles; a row of a block is then a strip (winograd.h)
+  bool amx = false;   // a row of a block is then a line of a convolution's outputs (amx.h)
 };
 
 // conv: of the input, or null
@@ -95,6 +96,7 @@ const Kernels& kernels_scalar();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx_vnni();
 const Kernels& kernels_avx512_vnni();
+const Kernels& kernels_amx_int8();
 
 // 64-byte aligned memory of the calling thread, valid until its next call.
 uint8_t* thread_scratch(std::size_t size);

@@ -1,5 +1,6 @@
 // Weights as the micro-kernels read them: tiles made on load for one ISA from the canonical form.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -35,6 +36,7 @@ struct Layout {
   int sparse_rows = 8;    // and per 2:4 tile (one vector per panel)
   int group_vectors = 2;  // vectors per work item: a full cache line of float32 outputs
   bool classes = false;   // classify blocks (AVX2)
+  int64_t tile_inputs = 0;  // a tap's blocks come in steps of equally many, of at most so many inputs; 0: in any number
   DirectCosts direct;     // beside winograd.h's kernel
 };
 
@@ -129,6 +131,13 @@ struct Tiling {
   int64_t chunk_bytes() const {  // of all but a panel's last chunk
     if (kind == WeightKind::dense) return chunk_blocks * kDenseBlock * panel_width();
     return (layout.classes ? 12 * chunk_blocks : 8 * chunk_blocks + 4 * ((chunk_blocks + 1) / 2)) * panel_width();
+  }
+  int64_t tap_steps(int64_t block_inputs) const {  // with tile_inputs
+    return (shape.in_channels + std::max(layout.tile_inputs, block_inputs) - 1) / std::max(layout.tile_inputs, block_inputs);
+  }
+  int64_t step_blocks(int64_t block_inputs) const {
+    const int64_t steps = tap_steps(block_inputs), blocks = (shape.in_channels + block_inputs - 1) / block_inputs;
+    return steps == 0 ? 0 : (blocks + steps - 1) / steps;
   }
   int64_t channel_groups() const { return panels * panel_width() / group_width(); }  // per conv group
 };

@@ -31,7 +31,7 @@ void fill(PackedWeight& packed, int64_t block_inputs, int64_t block_bytes, const
   const int64_t width = packed.panel_width(), group_width = packed.group_width();
   const int64_t groups_of_channels = (shape.out_channels + group_width - 1) / group_width;
   packed.panels = groups_of_channels * group_width / width;
-  const int64_t per_tap = (shape.in_channels + block_inputs - 1) / block_inputs;
+  const int64_t per_tap = packed.tap_steps(block_inputs) * packed.step_blocks(block_inputs);
   const int64_t blocks = per_tap * shape.taps;
   // One work item's weights for a chunk take half of L1; the rest is for activations and accumulators.
   const int64_t item_bytes = block_inputs * group_width;

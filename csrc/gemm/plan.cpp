@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "amx.h"
 #include "gemm.h"
 #include "winograd.h"
 
@@ -10,6 +11,7 @@ WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, con
   plan.rows = rows;
   if (rows == 0 || weight.shape.out_channels == 0) return plan;
   if (const auto found = winograd::plan(weight, conv, caches, threads)) return *found;
+  if (const auto found = amx::plan(weight, conv, rows, caches, threads)) return *found;
   const int64_t tile = weight.tile_rows();
   const int64_t depth = std::max<int64_t>(1, weight.shape.taps * weight.shape.in_channels);
   const int64_t channels = weight.shape.groups * weight.channel_groups();

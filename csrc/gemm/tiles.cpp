@@ -78,6 +78,7 @@ AlignedBytes flatten(const PackedWeight& packed, TileHeader header) {
 const Kernels& kernels(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
+    case Isa::amx_int8: return kernels_amx_int8();
     case Isa::avx512_vnni: return kernels_avx512_vnni();
     case Isa::avx_vnni: return kernels_avx_vnni();
     case Isa::avx512:

@@ -5,6 +5,7 @@ namespace sparseq::network {
 const Kernels& kernels(Isa isa) {
   switch (isa) {
 #if defined(__x86_64__)
+    case Isa::amx_int8:
     case Isa::avx512_vnni:
     case Isa::avx512: return kernels_avx512();
     case Isa::avx_vnni:

@@ -131,11 +131,11 @@ void ConvStep::divide() {
     return;
   }
   plan_ = plan_work(weight.tiles, pointwise ? nullptr : &conv, pixels, gemm::cache_sizes(), int(threads));
-  const double nanoseconds = double(pixels * outputs) * (double(depth) / 80 + 0.5);
+  const double nanoseconds = double(pixels * outputs) * (double(depth) / (plan_.amx ? 600 : 80) + 0.5);
   share = network::share(plan_.items, nanoseconds / double(std::max<int64_t>(1, plan_.items)), threads);
   if (share.chunk == share.items) return;
-  if (plan_.winograd)
-    share.chunk = plan_.claim;  // each transforms its inputs
+  if (plan_.winograd || plan_.amx)
+    share.chunk = plan_.claim;  // each transforms or copies its inputs
   else if (share.items >= plan_.claim * threads)
     share.chunk = (share.chunk + plan_.claim - 1) / plan_.claim * plan_.claim;
 }

@@ -43,6 +43,7 @@ template void arrange_sparse(const BFloat16*, int64_t, float*);
 const Kernels& kernels(Isa isa) {
   switch (isa) {
 #if defined(__x86_64__)
+    case Isa::amx_int8:
     case Isa::avx512_vnni:
     case Isa::avx512: return kernels_avx512();
     case Isa::avx_vnni:
