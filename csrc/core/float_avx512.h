@@ -55,9 +55,8 @@ struct Avx512Float {
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
-  static Float quotient(Float a, Float b, Float inverse) {  // see Avx2Float
-    const Float q = _mm512_mul_ps(a, inverse);
-    return _mm512_fmadd_ps(_mm512_fnmadd_ps(q, b, a), inverse, q);
+  static Float quotient(Float a, Float, Float inverse, Float rest) {  // see Avx2Float
+    return _mm512_fmadd_ps(a, inverse, _mm512_mul_ps(a, rest));
   }
   static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
   static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
@@ -72,6 +71,24 @@ struct Avx512Float {
   static Int shift_left(Int a) {
     return _mm512_slli_epi32(a, kBits);
   }
+  // Two rows of two vectors of integers to bytes: x + zero in 16 and 8 bits, saturated, then bounded. Of 512 bits packs
+  // work on quarters, whose order one permutation mends for both rows.
+  struct BytePair {
+    Int zero, low, high;
+    BytePair(int32_t zero_, int32_t low_, int32_t high_)
+        : zero(_mm512_set1_epi16(static_cast<int16_t>(zero_))),
+          low(_mm512_set1_epi8(static_cast<int8_t>(low_))),
+          high(_mm512_set1_epi8(static_cast<int8_t>(high_))) {}
+    void store(const Int (&x)[2][2], uint8_t* first, uint8_t* second) const {
+      const Int order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+      const Int a = _mm512_adds_epi16(_mm512_packs_epi32(x[0][0], x[0][1]), zero);
+      const Int b = _mm512_adds_epi16(_mm512_packs_epi32(x[1][0], x[1][1]), zero);
+      const Int bytes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(a, b), low), high);
+      const Int rows = _mm512_permutexvar_epi32(order, bytes);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(first), _mm512_castsi512_si256(rows));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(second), _mm512_extracti64x4_epi64(rows, 1));
+    }
+  };
   struct Table : ByteTable {
     static constexpr int kBytes = 64;
     using ByteTable::ByteTable;

@@ -122,15 +122,16 @@ struct Clamp {
 };
 
 // Where bytes are stored: clamp(rne(y / scale) + zero, low, high), NaN -> zero; clamped before anything is added.
-// kBounded: |y| is less than 2^60, so no NaN, and takes(scale): the quotient is made of multiplications.
+// kBounded: |y| is less than 2^60, so no NaN, and takes(scale): the quotient is made of two multiplications.
 template <class F, bool kBounded = false>
 struct ByteGrid {
-  typename F::Float scale, inverse, low, high;
+  typename F::Float scale, inverse, rest, low, high;
   typename F::Int zero;
   static bool takes(float scale) { return scale >= 0x1p-60f && scale <= 0x1p60f; }
   ByteGrid(float scale_, int32_t zero_, int32_t low_, int32_t high_, int32_t shift = 0)  // stored + shift
       : scale(F::set(scale_)),
         inverse(F::set(1.0f / scale_)),
+        rest(F::set(static_cast<float>(1.0 / scale_ - 1.0f / scale_))),
         low(F::set(static_cast<float>(low_ - zero_))),
         high(F::set(static_cast<float>(high_ - zero_))),
         zero(F::set_int(zero_ + shift)) {}
@@ -139,13 +140,14 @@ struct ByteGrid {
     if (a != sparseq::Activation::none) low = F::max(low, F::set(0.0f));
     if (a == sparseq::Activation::relu6) high = F::min(high, F::div(F::set(6.0f), scale));
   }
-  __attribute__((always_inline)) typename F::Int integers(typename F::Float y) const {
-    typename F::Float steps;
+  __attribute__((always_inline)) typename F::Float quotient(typename F::Float y) const {
     if constexpr (kBounded)
-      steps = F::quotient(y, scale, inverse);
+      return F::quotient(y, scale, inverse, rest);
     else
-      steps = F::nan_to_zero(F::div(y, scale));
-    return F::add(F::round(F::min(F::max(steps, low), high)), zero);
+      return F::nan_to_zero(F::div(y, scale));
+  }
+  __attribute__((always_inline)) typename F::Int integers(typename F::Float y) const {
+    return F::add(F::round(F::min(F::max(quotient(y), low), high)), zero);
   }
   __attribute__((always_inline)) void store(typename F::Float y, uint8_t* to) const {
     F::store_low_bytes(to, integers(y));

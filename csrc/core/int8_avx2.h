@@ -77,13 +77,14 @@ struct Avx2Float {
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
-  // a / b, for b's inverse rounded to nearest: Markstein's correction (IBM Journal of Research and Development 34-1,
-  // 1990), three multiplications for a division of five cycles (Zen 3). Equal to the division wherever a step of 8 bits
-  // ends: for every significand of b, the three a nearest to each such end were compared (1.3e10 quotients).
-  static Float quotient(Float a, Float b, [[maybe_unused]] Float inverse) {
+  // a / b by b's inverse, rounded to nearest, and what that lacks: a inverse + a rest, in which only the sum's rounding
+  // counts (Brisebarre and Muller, Correctly rounded multiplication by arbitrary precision constants, 2008). Equal to
+  // the division wherever a step of 8 bits ends: for every significand of b, the three a nearest to each such end were
+  // compared (1.3e10 quotients).
+  static Float quotient(Float a, [[maybe_unused]] Float b, [[maybe_unused]] Float inverse,
+                        [[maybe_unused]] Float rest) {
 #ifndef SPARSEQ_PORTABLE_INTRINSICS
-    const Float q = _mm256_mul_ps(a, inverse);
-    return _mm256_fmadd_ps(_mm256_fnmadd_ps(q, b, a), inverse, q);
+    return _mm256_fmadd_ps(a, inverse, _mm256_mul_ps(a, rest));
 #else
     return div(a, b);  // what stands for fmadd there rounds twice
 #endif

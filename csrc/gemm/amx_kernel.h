@@ -1,5 +1,6 @@
-// The kernel of amx.h. Sums of a pair of tiles leave while the next pair is multiplied: the epilogue is float vectors,
-// which the tile unit leaves alone.
+// The kernel of amx.h. Sums of a pair of tiles leave behind the first products of the next pair, which hides the way
+// from the tile registers to memory. To spread them over all of its products gains nothing: while tile products wait for
+// port 5, vectors of 512 bits are given to port 0 alone (Emerald Rapids).
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -15,7 +16,7 @@ namespace {
 
 template <class FloatTrait>
 struct AmxKernel {
-  using Finish = EpilogueKernel<FloatTrait>;
+  using Finish = EpilogueKernel<FloatTrait, false>;
   static constexpr int64_t kRows = sparseq::amx::kRows, kGroup = sparseq::amx::kGroup;
   static constexpr int64_t kLead = kRows;  // rows before a pair's sums: a short last tile begins there
 
@@ -34,32 +35,21 @@ struct AmxKernel {
     Pending() = default;
     Pending(const Finish& finish, const Run& run, int64_t first, int64_t rows, const int32_t* acc)
         : finish_(&finish), acc_(acc), left_(rows) {
-      line_ = first / run.pitch, column_ = first % run.pitch;
       pitch_ = run.pitch, width_ = run.width;
-      output_ = run.output + line_ * width_;
+      column_ = first % pitch_, output_ = run.output + first / pitch_ * width_;
     }
-    int64_t left() const { return left_; }
-    SPARSEQ_INLINE void some(int64_t rows) {
-      while (rows > 0 && left_ > 0) {
-        if (column_ < width_) {
-          const int64_t count = smaller(rows, smaller(left_, width_ - column_));
-          finish_->rows(acc_, kGroup, output_ + column_, count);
-          rows -= count;
-          skip(count);
-        } else {
-          skip(smaller(left_, pitch_ - column_));
-        }
+    void finish() {
+      for (; left_ > 0; column_ = 0, output_ += width_) {
+        const int64_t in_line = smaller(left_, pitch_ - column_), outputs = smaller(in_line, width_ - column_);
+        if (outputs > 0) finish_->rows(acc_, kGroup, output_ + column_, outputs);
+        acc_ += in_line * kGroup, left_ -= in_line;
       }
     }
 
    private:
-    void skip(int64_t rows) {
-      acc_ += rows * kGroup, left_ -= rows, column_ += rows;
-      if (column_ == pitch_) column_ = 0, output_ += width_;
-    }
     const Finish* finish_ = nullptr;
     const int32_t* acc_ = nullptr;
-    int64_t left_ = 0, line_ = 0, column_ = 0, pitch_ = 0, width_ = 0, output_ = 0;
+    int64_t left_ = 0, column_ = 0, pitch_ = 0, width_ = 0, output_ = 0;
   };
 
   // Weights of a work item, and where a run's row has its inputs for each step.
@@ -68,17 +58,19 @@ struct AmxKernel {
     int64_t weight_row, weight_step;
     const int64_t* offsets;
     int64_t steps;
+    const int32_t* starts;  // of the sums, [32]
+    const uint8_t* next;    // weights that will be wanted soon, of which each step fetches some lines
+    int64_t lines;
   };
 
   template <int kTiles, int kWidth>
-  static void multiply(const Operands& o, const uint8_t* first, const uint8_t* second, int64_t stride, int32_t* acc,
+  static void multiply(Operands& o, const uint8_t* first, const uint8_t* second, int64_t stride, int32_t* acc,
                        int64_t second_row, Pending& pending) {
     using T = AmxTiles;
-    T::zero<0>();
-    if (kWidth > 1) T::zero<1>();
-    if (kTiles > 1) T::zero<2>();
-    if (kTiles > 1 && kWidth > 1) T::zero<3>();
-    const int64_t each = (pending.left() + o.steps - 1) / o.steps, some = each < 4 ? 4 : each;
+    T::start<0>(o.starts);
+    if (kWidth > 1) T::start<1>(o.starts + kGroup / 2);
+    if (kTiles > 1) T::start<2>(o.starts);
+    if (kTiles > 1 && kWidth > 1) T::start<3>(o.starts + kGroup / 2);
     const uint8_t *w0 = o.weights[0], *w1 = o.weights[1];
     for (int64_t s = 0; s < o.steps; ++s, w0 += o.weight_step, w1 += o.weight_step) {
       const int64_t at = o.offsets[s];
@@ -94,9 +86,9 @@ struct AmxKernel {
         T::dot<1, 4, 7>();
         if (kTiles > 1) T::dot<3, 5, 7>();
       }
-      pending.some(some);
+      for (int64_t line = 0; line < o.lines; ++line, o.next += 64) __builtin_prefetch(o.next, 0, 2);
+      if (s == 0) pending.finish();
     }
-    pending.some(2 * kRows);
     constexpr int64_t kBytes = kGroup * 4;
     T::store<0>(acc, kBytes);
     if (kWidth > 1) T::store<1>(acc + kGroup / 2, kBytes);
@@ -142,9 +134,20 @@ struct AmxKernel {
       const int64_t channel = channel_group * kGroup, width = smaller(kGroup, w.shape.out_channels - channel);
       const Finish finish(epilogue, w.weight_sum, group * w.shape.out_channels + channel, width);
       const int64_t panel = group * w.panels + channel_group * kGroup / w.panel_width();
-      Operands o{{}, 64, inputs * kGroup / 2, offsets, all_steps};
+      alignas(64) int32_t starts[kGroup];
+      finish.starts(starts);
+      Operands o{{}, 64, inputs * kGroup / 2, offsets, all_steps, starts, nullptr, 0};
+      const uint8_t* stored = w.data + w.chunk[panel * w.chunks].data;
+      if (item + 1 < end && channel_group + 1 < channel_groups) {
+        const int64_t next_panel = panel + kGroup / w.panel_width();
+        o.next = w.data + w.chunk[next_panel * w.chunks].data;
+        const int64_t runs = input.conv && !f.copied ? count : 1;
+        const int64_t run_rows = !input.conv ? count : f.copied ? (count - 1) * f.pitch + input.conv->out_width : input.conv->out_width;
+        const int64_t visits = runs * ((run_rows + 2 * kRows - 1) / (2 * kRows)) * all_steps;
+        o.lines = ((o.next - stored) / 64 + visits - 1) / visits;
+      }
       if (dense) {
-        o.weights[0] = w.data + w.chunk[panel * w.chunks].data;
+        o.weights[0] = stored;
         o.weights[1] = o.weights[0] + 64;
         o.weight_row = 128, o.weight_step = inputs * kGroup;
       } else {
@@ -187,7 +190,7 @@ struct AmxKernel {
                      pending, turn);
         }
       }
-      pending.some(2 * kRows);
+      pending.finish();
     }
   }
 

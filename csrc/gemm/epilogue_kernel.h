@@ -1,4 +1,5 @@
 // The epilogue over a float trait: int32 accumulators of a few rows -> what core/epilogue.h describes.
+// kFromZero: the accumulators began at 0; else at starts(), where the activations have one zero point.
 #pragma once
 #include <bit>
 #include <cstdint>
@@ -12,12 +13,17 @@
 
 namespace {
 
-template <class F>
+template <class F, bool kFromZero = true>
 struct EpilogueKernel {
   using Float = typename F::Float;
   using Int = typename F::Int;
   static constexpr int kLanes = F::kLanes;
   static constexpr int kMaxWidth = 64, kBufferRows = 16;
+  static constexpr bool kPairs = requires { typename F::BytePair; };
+
+  // What is known of the numbers that become bytes: nothing; |y| < 2^60, and the scale one of ByteGrid's; the
+  // quotient fits an int32, too, and so whatever the activation is, bytes are bounded by saturating packs.
+  enum class Reach { any, bounded, narrow };
 
   // The channels' constants, padded to whole vectors so that the row loop never looks at the tail.
   alignas(64) float multiplier[kMaxWidth];
@@ -26,7 +32,7 @@ struct EpilogueKernel {
   const sparseq::Epilogue& e;
   int64_t channel;
   int64_t count;
-  bool is_bounded;
+  Reach reach;
 
   EpilogueKernel(const sparseq::Epilogue& epilogue, const int32_t* sums, int64_t channel0, int64_t channels)
       : e(epilogue), channel(channel0), count(channels) {
@@ -41,7 +47,13 @@ struct EpilogueKernel {
     if (e.row_zero == nullptr)
       for (int64_t v = 0; v < padded; v += kLanes)
         F::store_int(shift + v, F::mul(F::set_int(e.zero), F::load_int(shift + v)));
-    is_bounded = bounded();
+    reach = reach_of();
+  }
+
+  // [channels], padded: minus the zero point's share.
+  void starts(int32_t* to) const {
+    for (int64_t v = 0; v < count; v += kLanes)
+      F::store_int(to + v, F::sub(F::set_int(0), e.row_zero == nullptr ? F::load_int(shift + v) : F::set_int(0)));
   }
 
   // Lines that `rows` will write and read: a store that misses L1 holds up those behind it (Zen 3: 12544 x 24 -> 144 of
@@ -58,21 +70,21 @@ struct EpilogueKernel {
   void rows(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count) const {
     const int64_t whole = common() ? count / kLanes * kLanes : 0;
     for (int64_t v = 0, step = kLanes; v < whole; v += step)
-      by_types([&]<class Y, class R, bool kBounded>(Y, R, std::bool_constant<kBounded>) {
+      by_types([&]<class Y, class R, Reach kReach>(Y, R, std::integral_constant<Reach, kReach>) {
         const int64_t to_stride = e.output_stride;
         Y* to = static_cast<Y*>(e.output) + row0 * to_stride + channel + v;
         if (Clamp<F>::covers(e.activation)) {
           step = whole - v >= 2 * kLanes ? 2 * kLanes : kLanes;
           return step > kLanes
-                     ? columns<kBounded, Y, R, 2>(acc + v, stride, row0, row_count, v, e.activation, to, to_stride)
-                     : columns<kBounded, Y, R, 1>(acc + v, stride, row0, row_count, v, e.activation, to, to_stride);
+                     ? columns<kReach, Y, R, 2>(acc + v, stride, row0, row_count, v, e.activation, to, to_stride)
+                     : columns<kReach, Y, R, 1>(acc + v, stride, row0, row_count, v, e.activation, to, to_stride);
         }
         alignas(64) float buffer[kBufferRows * kLanes];  // a loop for the sums, one for the activation
         for (int64_t i = 0; i < row_count; i += kBufferRows) {
           const int64_t some = row_count - i < kBufferRows ? row_count - i : kBufferRows;
-          columns<false, float, R, 1>(acc + i * stride + v, stride, row0 + i, some, v, sparseq::Activation::none,
-                                      buffer, kLanes);
-          activate<kBounded>(buffer, to + i * to_stride, to_stride, some);
+          columns<Reach::any, float, R, 1>(acc + i * stride + v, stride, row0 + i, some, v, sparseq::Activation::none,
+                                           buffer, kLanes);
+          activate<kReach != Reach::any>(buffer, to + i * to_stride, to_stride, some);
         }
       });
     if (whole == count) return;
@@ -81,7 +93,8 @@ struct EpilogueKernel {
       for (int64_t v = whole; v < count; v += kLanes) {
         Int offset = F::load_int(shift + v);
         if (e.row_zero != nullptr) offset = F::mul(F::set_int(e.row_zero[m]), offset);
-        const Int exact = F::sub(F::load_int(acc + i * stride + v), offset);
+        Int exact = F::load_int(acc + i * stride + v);
+        if (kFromZero || e.row_zero != nullptr) exact = F::sub(exact, offset);
         Float y = F::mul(F::to_float(exact), F::load(multiplier + v));
         if (e.row_scale != nullptr) y = F::mul(y, F::set(e.row_scale[m]));
         if (e.bias != nullptr) y = F::add(y, F::load(bias + v));
@@ -104,34 +117,40 @@ struct EpilogueKernel {
     return residual && output && e.row_scale == nullptr && e.row_zero == nullptr;
   }
 
-  // Whether what a ByteGrid gets is bounded as it may be told: |y| < 2^31 * 2^28 + 2^58 + 2^8 * 2^49.
-  bool bounded() const {
-    const bool plain = e.residual_type == sparseq::Element::none ||
-                       (e.residual_type == sparseq::Element::u8 && __builtin_fabsf(e.residual_scale) <= 0x1p49f);
-    return plain && ByteGrid<F>::takes(e.output_scale) && within(multiplier, 0x1p28f) &&
-           (e.bias == nullptr || within(bias, 0x1p58f));
+  Reach reach_of() const {
+    using sparseq::Element;
+    if ((e.residual_type != Element::none && e.residual_type != Element::u8) || !ByteGrid<F>::takes(e.output_scale))
+      return Reach::any;
+    // The largest sum; no less than each part, so that a NaN or an infinity among them fails both comparisons.
+    const float most = 0x1p31f * largest(multiplier) + (e.bias == nullptr ? 0.0f : largest(bias)) +
+                       (e.residual_type == Element::none ? 0.0f : 0x1p9f * __builtin_fabsf(e.residual_scale));
+    if (!(most < 0x1p60f)) return Reach::any;
+    return kPairs && e.output_type == Element::u8 && most < 0x1p30f * e.output_scale ? Reach::narrow : Reach::bounded;
   }
-  bool within(const float* values, float bound) const {  // by their bits: a NaN's are above all others
+  float largest(const float* values) const {  // by their bits: a NaN's are above all others
     uint32_t most = 0;
     for (int64_t i = 0; i < count; ++i) {
       const uint32_t size = std::bit_cast<uint32_t>(values[i]) & 0x7fffffffu;
       most = size > most ? size : most;
     }
-    return most <= std::bit_cast<uint32_t>(bound);
+    return std::bit_cast<float>(most);
   }
 
-  // f(a value of the output's type, one of the residual's, whether bounded) of a common epilogue.
+  // f(a value of the output's type, one of the residual's, the reach) of a common epilogue.
   template <class G>
   void by_types(G g) const {
     using sparseq::Element;
-    constexpr std::false_type no;
+    constexpr std::integral_constant<Reach, Reach::any> no;
     const auto with = [&]<class Y>(Y y, auto limited) {
       e.residual_type == Element::none ? g(y, None{}, limited) : g(y, uint8_t{}, limited);
     };
     const bool bytes = e.output_type != Element::f32;
     if (e.residual_type == Element::f32) return bytes ? g(uint8_t{}, float{}, no) : g(float{}, float{}, no);
     if (!bytes) return with(float{}, no);
-    is_bounded ? with(uint8_t{}, std::true_type{}) : with(uint8_t{}, no);
+    if constexpr (kPairs) {
+      if (reach == Reach::narrow) return with(uint8_t{}, std::integral_constant<Reach, Reach::narrow>{});
+    }
+    reach == Reach::any ? with(uint8_t{}, no) : with(uint8_t{}, std::integral_constant<Reach, Reach::bounded>{});
   }
 
   template <class Grid, class Y>
@@ -154,14 +173,14 @@ struct EpilogueKernel {
   }
 
   // V neighbouring vectors of channels.
-  template <bool kBounded, class Y, class R, int V>
+  template <Reach kReach, class Y, class R, int V>
   void columns(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v,
                sparseq::Activation activation, Y* to, int64_t to_stride) const {
-    e.bias != nullptr ? columns<true, kBounded, Y, R, V>(acc, stride, row0, row_count, v, activation, to, to_stride)
-                      : columns<false, kBounded, Y, R, V>(acc, stride, row0, row_count, v, activation, to, to_stride);
+    e.bias != nullptr ? columns<true, kReach, Y, R, V>(acc, stride, row0, row_count, v, activation, to, to_stride)
+                      : columns<false, kReach, Y, R, V>(acc, stride, row0, row_count, v, activation, to, to_stride);
   }
 
-  template <bool kBias, bool kBounded, class Y, class R, int V>
+  template <bool kBias, Reach kReach, class Y, class R, int V>
   void columns(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v,
                sparseq::Activation activation, Y* to, int64_t to_stride) const {
     Int offset[V];
@@ -171,24 +190,45 @@ struct EpilogueKernel {
       scale[i] = F::load(multiplier + v + i * kLanes), add[i] = F::load(bias + v + i * kLanes);
     });
     const Clamp<F> clamp(activation);
-    auto output = grid<kBounded>();
+    auto output = grid<kReach != Reach::any>();
     output.clamp(activation);
     const Float residual_scale = F::set(e.residual_scale);
     const Int residual_zero = F::set_int(e.residual_zero_point);
     const int64_t from_stride = e.residual_stride;  // a byte written might be one of e's
     const auto* from = static_cast<const R*>(e.residual);
     if constexpr (!std::is_same_v<R, None>) from += row0 * from_stride + channel + v;
-    for (int64_t row = 0; row < row_count; ++row, acc += stride, to += to_stride) {
+    const auto reals = [&](int64_t row, auto i) SPARSEQ_INLINE {
+      Int exact = F::load_int(acc + row * stride + i * kLanes);
+      if (kFromZero) exact = F::sub(exact, offset[i]);
+      Float y = F::mul(F::to_float(exact), scale[i]);
+      if (kBias) y = F::add(y, add[i]);
+      if constexpr (std::is_same_v<R, float>) y = F::add(y, F::load(from + row * from_stride + i * kLanes));
+      if constexpr (std::is_same_v<R, uint8_t>) {
+        const Int q = F::sub(F::load_u8(from + row * from_stride + i * kLanes), residual_zero);
+        y = F::add(y, F::mul(F::to_float(q), residual_scale));
+      }
+      return y;
+    };
+    if constexpr (kReach == Reach::narrow && V == 2) {
+      const bool relu6 = activation == sparseq::Activation::relu6;
+      const int32_t zero = e.output_zero_point, low = e.output_low, high = e.output_high;
+      const float six = relu6 ? __builtin_fminf(6.0f / e.output_scale, 255.0f) : 255.0f;
+      const int32_t top = zero + static_cast<int32_t>(__builtin_rintf(six));
+      const typename F::BytePair pair(zero, activation == sparseq::Activation::none || zero < low ? low : zero,
+                                      relu6 && top < high ? top : high);
+      for (int64_t row = 0; row < row_count; row += 2) {
+        const int64_t rows[2] = {row, row + 1 < row_count ? row + 1 : row};
+        Int n[2][2];
+        unroll<2>([&](auto r) SPARSEQ_INLINE {
+          unroll<2>([&](auto i) SPARSEQ_INLINE { n[r][i] = F::round(output.quotient(reals(rows[r], i))); });
+        });
+        pair.store(n, to + rows[0] * to_stride, to + rows[1] * to_stride);
+      }
+      return;
+    }
+    for (int64_t row = 0; row < row_count; ++row, to += to_stride) {
       Float y[V];
-      unroll<V>([&](auto i) SPARSEQ_INLINE {
-        y[i] = F::mul(F::to_float(F::sub(F::load_int(acc + i * kLanes), offset[i])), scale[i]);
-        if (kBias) y[i] = F::add(y[i], add[i]);
-        if constexpr (std::is_same_v<R, float>) y[i] = F::add(y[i], F::load(from + row * from_stride + i * kLanes));
-        if constexpr (std::is_same_v<R, uint8_t>) {
-          const Int q = F::sub(F::load_u8(from + row * from_stride + i * kLanes), residual_zero);
-          y[i] = F::add(y[i], F::mul(F::to_float(q), residual_scale));
-        }
-      });
+      unroll<V>([&](auto i) SPARSEQ_INLINE { y[i] = reals(row, i); });
       if constexpr (std::is_same_v<Y, float>)
         unroll<V>([&](auto i) SPARSEQ_INLINE { F::store(to + i * kLanes, clamp(y[i])); });
       else if constexpr (V == 2)
