@@ -39,6 +39,17 @@ struct Avx512Float {
   static void store(sparseq::Half* p, Float x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
+  // Of bytes, less a number of at most 8 bits: 2^23 + q is q before the exponent of 2^23, put there by one shuffle.
+  struct Offset {
+    Float all;
+    explicit Offset(int32_t zero) : all(_mm512_set1_ps(0x1p23f + static_cast<float>(zero))) {}
+    Float operator()(const uint8_t* p) const {
+      const Int fours = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+      const Int all_in_each = _mm512_broadcast_i32x4(load16(p));
+      const Int bits = _mm512_mask_shuffle_epi8(_mm512_set1_epi32(0x4b000000), 0x1111111111111111, all_in_each, fours);
+      return _mm512_sub_ps(_mm512_castsi512_ps(bits), all);
+    }
+  };
   static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
   static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
   static Int mul(Int a, Int b) { return _mm512_mullo_epi32(a, b); }

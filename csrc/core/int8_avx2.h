@@ -52,6 +52,11 @@ struct Avx2Float {
   static void store(sparseq::Half* p, Float x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
+  struct Offset {  // float of bytes less a number
+    Int zero;
+    explicit Offset(int32_t zero_) : zero(set_int(zero_)) {}
+    Float operator()(const uint8_t* p) const { return to_float(sub(load_u8(p), zero)); }
+  };
   static Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
   static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
   static Int mul(Int a, Int b) { return _mm256_mullo_epi32(a, b); }

@@ -73,6 +73,11 @@ struct ScalarFloat {
     for (int i = 0; i < kLanes; ++i) p[i] = sparseq::from_float<sparseq::Half>(x.v[i]);
   }
   // Wrapping subtraction and product: the exact result fits int32 even where an intermediate does not.
+  struct Offset {  // float of bytes less a number
+    Int zero;
+    explicit Offset(int32_t zero_) : zero(set_int(zero_)) {}
+    Float operator()(const uint8_t* p) const { return to_float(sub(load_u8(p), zero)); }
+  };
   static Int sub(Int a, Int b) {
     return make_int([&](int i) { return static_cast<int32_t>(uint32_t(a.v[i]) - uint32_t(b.v[i])); });
   }

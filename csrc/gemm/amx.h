@@ -35,7 +35,7 @@ struct Frame {
 // conv: null where row m of outputs reads row m of the input.
 Frame frame(const WeightShape& weight, const ConvShape* conv, int64_t rows);
 
-// Items are (block, group of outputs), a block being row_block lines of an image's outputs, or rows without conv.
+// Items are (block, group of outputs), a block being row_block lines of outputs of some images, or rows without conv.
 // None where rows are too few or a frame too large for the caches.
 std::optional<WorkPlan> plan(const Tiles& weight, const ConvShape* conv, int64_t rows, const CacheSizes& caches,
                              int threads);

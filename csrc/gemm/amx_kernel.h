@@ -1,23 +1,33 @@
 // The kernel of amx.h. Sums of a pair of tiles leave behind the first products of the next pair, which hides the way
-// from the tile registers to memory. To spread them over all of its products gains nothing: while tile products wait for
-// port 5, vectors of 512 bits are given to port 0 alone (Emerald Rapids).
+// from the tile registers to memory. To spread them over all of its products gains nothing: while tile products wait
+// for port 5, vectors of 512 bits are given to port 0 alone (Emerald Rapids).
 #pragma once
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
 #include "../core/amx_tiles.h"
-#include "../core/names_512.h"
 #include "amx.h"
+#include "amx_expander.h"
 #include "epilogue_kernel.h"
 #include "row_pointers.h"
 
 namespace {
 
 template <class FloatTrait>
-struct AmxKernel {
+class AmxKernel {
+ public:
+  static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
+                  const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    AmxKernel kernel(w, input, epilogue, plan);
+    const AmxTiles tiles(kernel.inputs_);
+    for (int64_t item = begin; item < end; ++item) kernel.item(item, item + 1 < end);
+  }
+
+ private:
   using Finish = EpilogueKernel<FloatTrait, false>;
-  static constexpr int64_t kRows = sparseq::amx::kRows, kGroup = sparseq::amx::kGroup;
+  static constexpr int64_t kRows = sparseq::amx::kRows, kGroup = sparseq::amx::kGroup, kHalf = kGroup / 2;
   static constexpr int64_t kLead = kRows;  // rows before a pair's sums: a short last tile begins there
 
   // Rows at equal distances, of which some are outputs: of every `pitch` the first `width`.
@@ -34,29 +44,39 @@ struct AmxKernel {
    public:
     Pending() = default;
     Pending(const Finish& finish, const Run& run, int64_t first, int64_t rows, const int32_t* acc)
-        : finish_(&finish), acc_(acc), left_(rows) {
+        : finish_(&finish), acc_(acc), rows_(rows) {
       pitch_ = run.pitch, width_ = run.width;
       column_ = first % pitch_, output_ = run.output + first / pitch_ * width_;
     }
     void finish() {
-      for (; left_ > 0; column_ = 0, output_ += width_) {
-        const int64_t in_line = smaller(left_, pitch_ - column_), outputs = smaller(in_line, width_ - column_);
-        if (outputs > 0) finish_->rows(acc_, kGroup, output_ + column_, outputs);
-        acc_ += in_line * kGroup, left_ -= in_line;
-      }
+      parts([&](int64_t at, int64_t output, int64_t rows) { finish_->rows(acc_ + at * kGroup, kGroup, output, rows); });
+      rows_ = 0;
+    }
+    void fetch() const {
+      parts([&](int64_t, int64_t output, int64_t rows) { finish_->fetch(output, rows); });
     }
 
    private:
+    // f(first row of the sums, of the outputs, rows) of each line's outputs.
+    template <class F>
+    SPARSEQ_INLINE void parts(F f) const {
+      int64_t column = column_, output = output_;
+      for (int64_t at = 0; at < rows_; column = 0, output += width_) {
+        const int64_t in_line = smaller(rows_ - at, pitch_ - column), outputs = smaller(in_line, width_ - column);
+        if (outputs > 0) f(at, output + column, outputs);
+        at += in_line;
+      }
+    }
     const Finish* finish_ = nullptr;
     const int32_t* acc_ = nullptr;
-    int64_t left_ = 0, column_ = 0, pitch_ = 0, width_ = 0, output_ = 0;
+    int64_t rows_ = 0, column_ = 0, pitch_ = 0, width_ = 0, output_ = 0;
   };
 
-  // Weights of a work item, and where a run's row has its inputs for each step.
+  // A work item.
   struct Operands {
     const uint8_t* weights[2];  // of 16 channels each
     int64_t weight_row, weight_step;
-    const int64_t* offsets;
+    const int64_t* offsets;  // of a run's rows, to their inputs for each step
     int64_t steps;
     const int32_t* starts;  // of the sums, [32]
     const uint8_t* next;    // weights that will be wanted soon, of which each step fetches some lines
@@ -68,226 +88,203 @@ struct AmxKernel {
                        int64_t second_row, Pending& pending) {
     using T = AmxTiles;
     T::start<0>(o.starts);
-    if (kWidth > 1) T::start<1>(o.starts + kGroup / 2);
+    if (kWidth > 1) T::start<1>(o.starts + kHalf);
     if (kTiles > 1) T::start<2>(o.starts);
-    if (kTiles > 1 && kWidth > 1) T::start<3>(o.starts + kGroup / 2);
+    if (kTiles > 1 && kWidth > 1) T::start<3>(o.starts + kHalf);
     const uint8_t *w0 = o.weights[0], *w1 = o.weights[1];
     for (int64_t s = 0; s < o.steps; ++s, w0 += o.weight_step, w1 += o.weight_step) {
       const int64_t at = o.offsets[s];
+      // All loads before the products: where a core's other thread is busy, too, each waits for what is before it
+      // (one after the other 25 ns a product, so 21; else 7 in any order).
       T::load<6>(w0, o.weight_row);
+      if (kWidth > 1) T::load<7>(w1, o.weight_row);
       T::load<4>(first + at, stride);
+      if (kTiles > 1) T::load<5>(second + at, stride);
       T::dot<0, 4, 6>();
-      if (kTiles > 1) {
-        T::load<5>(second + at, stride);
-        T::dot<2, 5, 6>();
-      }
-      if (kWidth > 1) {
-        T::load<7>(w1, o.weight_row);
-        T::dot<1, 4, 7>();
-        if (kTiles > 1) T::dot<3, 5, 7>();
-      }
+      if (kWidth > 1) T::dot<1, 4, 7>();
+      if (kTiles > 1) T::dot<2, 5, 6>();
+      if (kTiles > 1 && kWidth > 1) T::dot<3, 5, 7>();
       for (int64_t line = 0; line < o.lines; ++line, o.next += 64) __builtin_prefetch(o.next, 0, 2);
       if (s == 0) pending.finish();
     }
     constexpr int64_t kBytes = kGroup * 4;
     T::store<0>(acc, kBytes);
-    if (kWidth > 1) T::store<1>(acc + kGroup / 2, kBytes);
+    if (kWidth > 1) T::store<1>(acc + kHalf, kBytes);
     if (kTiles > 1) T::store<2>(acc + second_row * kGroup, kBytes);
-    if (kTiles > 1 && kWidth > 1) T::store<3>(acc + second_row * kGroup + kGroup / 2, kBytes);
+    if (kTiles > 1 && kWidth > 1) T::store<3>(acc + second_row * kGroup + kHalf, kBytes);
   }
 
-  static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
-                  const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
-    if (begin >= end) return;
-    const auto f = sparseq::amx::frame(w.shape, input.conv, plan.rows);
-    const bool dense = w.kind == sparseq::WeightKind::dense;
-    const int64_t block_inputs = dense ? sparseq::kDenseBlock : sparseq::kSparseBlock;
-    const int64_t steps = w.tap_steps(block_inputs), inputs = w.step_blocks(block_inputs) * block_inputs;
-    const int64_t all_steps = w.shape.taps * steps, channel_groups = w.channel_groups();
-    const int64_t blocks = input.conv ? plan.row_blocks / input.conv->batch : plan.row_blocks;
-    const int64_t frame_bytes = f.copied ? f.bytes(plan.row_block) : 0;
-    const int64_t panel_bytes = dense ? 0 : all_steps * inputs * kGroup / 2;
-    const int64_t acc_bytes = (kLead + 2 * kRows) * kGroup * 4;
-    const int64_t offsets_bytes = (all_steps * 8 + 63) / 64 * 64;
-    uint8_t* at = sparseq::thread_scratch(
-        static_cast<std::size_t>(f.remainders * frame_bytes + 2 * panel_bytes + 2 * acc_bytes + offsets_bytes));
-    const auto part = [&](int64_t size) { return std::exchange(at, at + size); };
-    uint8_t* frames = part(f.remainders * frame_bytes);
-    uint8_t* expanded[2] = {part(panel_bytes), part(panel_bytes)};
-    int32_t* acc[2];
-    for (auto& a : acc) a = reinterpret_cast<int32_t*>(part(acc_bytes)) + kLead * kGroup;
-    auto* offsets = reinterpret_cast<int64_t*>(part(offsets_bytes));
-    set_offsets(f, input, w.shape.taps, steps, inputs, frame_bytes, offsets);
+  using Multiply = void (*)(Operands&, const uint8_t*, const uint8_t*, int64_t, int32_t*, int64_t, Pending&);
+  static Multiply choose(bool two_tiles, bool wide) {
+    static constexpr Multiply table[2][2] = {{multiply<1, 1>, multiply<1, 2>}, {multiply<2, 1>, multiply<2, 2>}};
+    return table[two_tiles][wide];
+  }
 
-    const AmxTiles tiles(inputs);
-    int64_t copied = -1;
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t channel_group = item % channel_groups, block = item / channel_groups;
-      const int64_t group = block % w.shape.groups, rows = block / w.shape.groups;
-      const int64_t image = rows / blocks, first = rows % blocks * plan.row_block;
-      const int64_t count = smaller(plan.row_block, (input.conv ? input.conv->out_height : plan.rows) - first);
-      const uint8_t* source = input.data + group * w.shape.in_channels;
-      if (f.copied && block != copied) {
-        copy(f, input, w.shape, source, image, first, count, frame_bytes, frames);
-        copied = block;
-      }
-      const int64_t channel = channel_group * kGroup, width = smaller(kGroup, w.shape.out_channels - channel);
-      const Finish finish(epilogue, w.weight_sum, group * w.shape.out_channels + channel, width);
-      const int64_t panel = group * w.panels + channel_group * kGroup / w.panel_width();
-      alignas(64) int32_t starts[kGroup];
-      finish.starts(starts);
-      Operands o{{}, 64, inputs * kGroup / 2, offsets, all_steps, starts, nullptr, 0};
-      const uint8_t* stored = w.data + w.chunk[panel * w.chunks].data;
-      if (item + 1 < end && channel_group + 1 < channel_groups) {
-        const int64_t next_panel = panel + kGroup / w.panel_width();
-        o.next = w.data + w.chunk[next_panel * w.chunks].data;
-        const int64_t runs = input.conv && !f.copied ? count : 1;
-        const int64_t run_rows = !input.conv ? count : f.copied ? (count - 1) * f.pitch + input.conv->out_width : input.conv->out_width;
-        const int64_t visits = runs * ((run_rows + 2 * kRows - 1) / (2 * kRows)) * all_steps;
-        o.lines = ((o.next - stored) / 64 + visits - 1) / visits;
-      }
-      if (dense) {
-        o.weights[0] = stored;
-        o.weights[1] = o.weights[0] + 64;
-        o.weight_row = 128, o.weight_step = inputs * kGroup;
-      } else {
-        for (int64_t p = 0; p < (width > kGroup / 2 ? 2 : 1); ++p) expand(w, panel + p, expanded[p]);
-        o.weights[0] = expanded[0], o.weights[1] = expanded[1];
-      }
-      const auto products = [&](const Run& run, Pending& pending, int& turn) {
-        const bool wide = width > kGroup / 2;
-        const auto one_tile = wide ? &multiply<1, 2> : &multiply<1, 1>;
-        const auto two_tiles = wide ? &multiply<2, 2> : &multiply<2, 1>;
-        for (int64_t r = 0; r < run.rows; r += 2 * kRows) {
-          const int64_t some = smaller(2 * kRows, run.rows - r);
-          // A tile reads 16 rows: behind the last a frame has more, else it begins that much before.
-          const bool one = some <= kRows;
-          const int64_t from = one && !f.copied ? some - kRows : 0, second = f.copied ? kRows : some - kRows;
-          int32_t* sums = acc[turn];
-          const uint8_t* row = run.row + r * run.stride;
-          (one ? one_tile : two_tiles)(o, row + from * run.stride, row + second * run.stride,
-                                                         run.stride, sums + from * kGroup, second, pending);
-          pending = Pending(finish, run, r, some, sums);
-          turn ^= 1;
-        }
-      };
-      Pending pending;
-      int turn = 0;
-      if (!input.conv) {
-        const uint8_t* row = f.copied ? frames : source + first * input.stride;
-        products({row, f.copied ? f.pixel : input.stride, count, count, count, first}, pending, turn);
-      } else {
-        const sparseq::ConvShape& s = *input.conv;
-        const int64_t output = (image * s.out_height + first) * s.out_width;
-        if (f.copied) {
-          products({frames, f.step * f.pixel, (count - 1) * f.pitch + s.out_width, f.pitch, s.out_width, output},
-                   pending, turn);
-        } else {
-          const int64_t pixels = input.line != 0 ? input.line : s.width;
-          const uint8_t* line = source + (image * s.height + first * s.stride_height) * pixels * input.stride;
-          for (int64_t y = 0; y < count; ++y, line += s.stride_height * pixels * input.stride)
-            products({line, f.step * input.stride, s.out_width, s.out_width, s.out_width, output + y * s.out_width},
-                     pending, turn);
-        }
-      }
-      pending.finish();
+  AmxKernel(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
+            const sparseq::WorkPlan& plan)
+      : w_(w),
+        input_(input),
+        epilogue_(epilogue),
+        plan_(plan),
+        frame_(sparseq::amx::frame(w.shape, input.conv, plan.rows)),
+        dense_(w.kind == sparseq::WeightKind::dense),
+        block_inputs_(dense_ ? sparseq::kDenseBlock : sparseq::kSparseBlock),
+        inputs_(w.step_blocks(block_inputs_) * block_inputs_),
+        steps_(w.shape.taps * w.tap_steps(block_inputs_)),
+        frame_bytes_(frame_.copied ? frame_.bytes(plan.row_block) : 0),
+        image_bytes_(frame_.remainders * frame_bytes_) {
+    const int64_t panel = dense_ ? 0 : steps_ * inputs_ * kHalf, acc = (kLead + 2 * kRows) * kGroup * 4;
+    const int64_t frames = plan.amx * image_bytes_, offsets = (steps_ * 8 + 63) / 64 * 64;
+    uint8_t* at = sparseq::thread_scratch(static_cast<std::size_t>(frames + 2 * panel + 2 * acc + offsets));
+    const auto part = [&](int64_t size) { return std::exchange(at, at + size); };
+    frames_ = part(frames);
+    for (auto& e : expanded_) e = part(panel);
+    for (auto& a : acc_) a = reinterpret_cast<int32_t*>(part(acc)) + kLead * kGroup;
+    offsets_ = reinterpret_cast<int64_t*>(part(offsets));
+    set_offsets();
+  }
+
+  void set_offsets() {
+    const int64_t in_tap = steps_ / w_.shape.taps, line = line_pixels() * input_.stride;
+    for (int64_t step = 0; step < steps_; ++step) {
+      const int64_t tap = step / in_tap;
+      offsets_[step] = step % in_tap * inputs_;
+      if (!input_.conv) continue;
+      const sparseq::ConvShape& s = *input_.conv;
+      const int64_t down = tap / s.kernel_width * s.dilation_height, right = tap % s.kernel_width * s.dilation_width;
+      offsets_[step] += frame_.copied ? down % s.stride_height * frame_bytes_ +
+                                            down / s.stride_height * frame_.line_bytes() + right * frame_.pixel
+                                      : down * line + right * input_.stride;
     }
   }
+  int64_t line_pixels() const { return !input_.conv ? 0 : input_.line != 0 ? input_.line : input_.conv->width; }
 
- private:
-  static void set_offsets(const sparseq::amx::Frame& f, const sparseq::Input& input, int64_t taps, int64_t steps,
-                          int64_t inputs, int64_t frame_bytes, int64_t* offsets) {
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      int64_t offset = 0;
-      if (input.conv) {
-        const sparseq::ConvShape& s = *input.conv;
-        const int64_t down = tap / s.kernel_width * s.dilation_height;
-        const int64_t right = tap % s.kernel_width * s.dilation_width;
-        if (f.copied)
-          offset = down % s.stride_height * frame_bytes + down / s.stride_height * f.line_bytes() + right * f.pixel;
-        else
-          offset = (down * (input.line != 0 ? input.line : s.width) + right) * input.stride;
+  void item(int64_t item, bool more) {
+    const int64_t channel_groups = w_.channel_groups(), channel_group = item % channel_groups;
+    const int64_t block = item / channel_groups, group = block % w_.shape.groups, rows = block / w_.shape.groups;
+    const sparseq::ConvShape* conv = input_.conv;
+    const int64_t lines = conv ? conv->out_height : plan_.rows,
+                  of_image = (lines + plan_.row_block - 1) / plan_.row_block;
+    const int64_t image = rows / of_image * plan_.amx, first = rows % of_image * plan_.row_block;
+    const int64_t images = conv ? smaller(plan_.amx, conv->batch - image) : 1;
+    const int64_t count = smaller(plan_.row_block, lines - first);
+    const uint8_t* source = input_.data + group * w_.shape.in_channels;
+    if (frame_.copied && std::exchange(copied_, block) != block)
+      for (int64_t i = 0; i < images; ++i) copy(source, image + i, first, count, frames_ + i * image_bytes_);
+
+    const int64_t channel = channel_group * kGroup, width = smaller(kGroup, w_.shape.out_channels - channel);
+    const Finish finish(epilogue_, w_.weight_sum, group * w_.shape.out_channels + channel, width);
+    alignas(64) int32_t starts[kGroup];
+    finish.starts(starts);
+    const int64_t panels = kGroup / w_.panel_width(), panel = group * w_.panels + channel_group * panels;
+    const auto stored = [&](int64_t p) { return w_.data + w_.chunk[p * w_.chunks].data; };
+    Operands o{{}, 64, inputs_ * kHalf, offsets_, steps_, starts, nullptr, 0};
+    if (dense_) {
+      o.weights[0] = stored(panel), o.weights[1] = stored(panel) + 64;
+      o.weight_row = 128, o.weight_step = inputs_ * kGroup;
+    } else {
+      for (int64_t p = 0; p < panels; ++p) o.weights[p] = expanded_[p];
+      for (int64_t p = 0; p * kHalf < width; ++p) expand_sparse24(w_, panel + p, expanded_[p]);
+    }
+    // Runs of rows: without conv one, of a frame one an image, else one a line.
+    const bool by_line = conv && !frame_.copied;
+    const int64_t runs = by_line ? count : 1;
+    Run run{frame_.copied ? frames_ : source + first * input_.stride,
+            frame_.copied ? frame_.pixel : input_.stride,
+            count,
+            count,
+            count,
+            first};
+    if (conv) {
+      run.stride *= frame_.step;
+      run.rows = by_line ? conv->out_width : (count - 1) * frame_.pitch + conv->out_width;
+      run.pitch = by_line ? conv->out_width : frame_.pitch, run.width = conv->out_width;
+    }
+    if (more && channel_group + 1 < channel_groups) {
+      const int64_t visits = images * runs * ((run.rows + 2 * kRows - 1) / (2 * kRows)) * steps_;
+      o.next = stored(panel + panels);
+      o.lines = ((o.next - stored(panel)) / 64 + visits - 1) / visits;
+    }
+    Pending pending;
+    for (int64_t i = 0; i < images; ++i)
+      for (int64_t line = 0; line < runs; ++line) {
+        if (conv) {
+          const int64_t y = first + line;
+          run.output = ((image + i) * conv->out_height + y) * conv->out_width;
+          run.row =
+              by_line ? source + ((image + i) * conv->height + y * conv->stride_height) * line_pixels() * input_.stride
+                      : frames_ + i * image_bytes_;
+        }
+        products(o, run, finish, width > kHalf, pending);
       }
-      for (int64_t i = 0; i < steps; ++i) offsets[tap * steps + i] = offset + i * inputs;
+    pending.finish();
+  }
+
+  void products(Operands& o, const Run& run, const Finish& finish, bool wide, Pending& pending) {
+    for (int64_t r = 0; r < run.rows; r += 2 * kRows) {
+      const int64_t some = smaller(2 * kRows, run.rows - r);
+      // A tile reads 16 rows: behind the last a frame has more, else it begins that much before.
+      const bool two = some > kRows;
+      const int64_t from = two || frame_.copied ? 0 : some - kRows, second = frame_.copied ? kRows : some - kRows;
+      int32_t* sums = acc_[turn_ ^= 1];
+      const uint8_t* row = run.row + r * run.stride;
+      choose(two, wide)(o, row + from * run.stride, row + second * run.stride, run.stride, sums + from * kGroup, second,
+                        pending);
+      pending = Pending(finish, run, r, some, sums);
+      pending.fetch();
     }
   }
 
   // A block's inputs, [remainder][line][pixel].
-  static void copy(const sparseq::amx::Frame& f, const sparseq::Input& input, const sparseq::WeightShape& w,
-                   const uint8_t* source, int64_t image, int64_t first, int64_t count, int64_t frame_bytes,
-                   uint8_t* frames) {
-    const auto channels = static_cast<std::size_t>(w.in_channels);
-    if (!input.conv) {
+  void copy(const uint8_t* source, int64_t image, int64_t first, int64_t count, uint8_t* frames) const {
+    const sparseq::amx::Frame& f = frame_;
+    const auto channels = static_cast<std::size_t>(w_.shape.in_channels);
+    if (!input_.conv) {
       for (int64_t r = 0; r < count; ++r)
-        std::memcpy(frames + r * f.pixel, source + (first + r) * input.stride, channels);
+        std::memcpy(frames + r * f.pixel, source + (first + r) * input_.stride, channels);
       return;
     }
-    const sparseq::ConvShape& s = *input.conv;
-    const int64_t line_pixels = input.line != 0 ? input.line : s.width, width = f.pitch * f.step;
+    const sparseq::ConvShape& s = *input_.conv;
+    const int64_t width = f.pitch * f.step;
     const int64_t before = smaller(s.pad_left, width), inside = smaller(s.width, width - before);
-    const int value = input.padding != nullptr ? *input.padding : 0;
+    const int value = input_.padding != nullptr ? *input_.padding : 0;
     const auto fill = [&](uint8_t* to, int64_t pixels) {
       std::memset(to, value, static_cast<std::size_t>(pixels * f.pixel));
     };
     for (int64_t remainder = 0; remainder < f.remainders; ++remainder)
       for (int64_t line = 0; line < f.lines(count); ++line) {
         const int64_t y = (first + line) * s.stride_height + remainder - s.pad_top;
-        uint8_t* to = frames + remainder * frame_bytes + line * f.line_bytes();
+        uint8_t* to = frames + remainder * frame_bytes_ + line * f.line_bytes();
         if (y < 0 || y >= s.height) {
           fill(to, width);
           continue;
         }
         fill(to, before);
         to += before * f.pixel;
-        const uint8_t* from = source + (image * s.height + y) * line_pixels * input.stride;
-        if (input.stride == f.pixel && w.groups == 1 && inside > 0) {
-          std::memcpy(to, from, static_cast<std::size_t>((inside - 1) * f.pixel + w.in_channels));
+        const uint8_t* from = source + (image * s.height + y) * line_pixels() * input_.stride;
+        if (input_.stride == f.pixel && w_.shape.groups == 1 && inside > 0) {
+          std::memcpy(to, from, static_cast<std::size_t>((inside - 1) * f.pixel + w_.shape.in_channels));
         } else {
-          for (int64_t x = 0; x < inside; ++x) std::memcpy(to + x * f.pixel, from + x * input.stride, channels);
+          for (int64_t x = 0; x < inside; ++x) std::memcpy(to + x * f.pixel, from + x * input_.stride, channels);
         }
         fill(to + inside * f.pixel, width - before - inside);
       }
   }
 
-  // A panel of 2:4 weights as tiles read it, [inputs / 4][16 channels][4].
-  static void expand(const sparseq::Tiles& w, int64_t panel, uint8_t* to) {
-    // Of a group of 4, by its values' positions p and q, p + 4 q: where each of its bytes is taken from, or 0.
-    static constexpr auto kFrom = [] {
-      struct Table {
-        alignas(64) uint8_t bytes[2][16][4];
-      } table{};
-      for (int half = 0; half < 2; ++half)
-        for (int n = 0; n < 16; ++n)
-          for (int i = 0; i < 4; ++i)
-            table.bytes[half][n][i] = static_cast<uint8_t>(i == n % 4 ? 2 * half : i == n / 4 ? 2 * half + 1 : 0x80);
-      return table;
-    }();
-    const auto first = SPARSEQ_512(loadu_si512)(kFrom.bytes[0]), second = SPARSEQ_512(loadu_si512)(kFrom.bytes[1]);
-    const auto low = SPARSEQ_512(set1_epi8)(3);
-    const auto group = [&](auto index, auto from, auto values) SPARSEQ_INLINE {
-      // vpshufb counts within 16 bytes: four channels.
-      const auto lane = SPARSEQ_512(set4_epi32)(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
-      const auto bytes = SPARSEQ_512(or_si512)(SPARSEQ_512(permutexvar_epi32)(index, from), lane);
-      SPARSEQ_512(storeu_si512)(to, SPARSEQ_512(shuffle_epi8)(values, bytes));
-      to += 64;
-    };
-    for (int64_t c = 0; c < w.chunks; ++c) {
-      const sparseq::Chunk& chunk = w.chunk[panel * w.chunks + c];
-      const uint8_t* from = w.data + chunk.data;
-      for (uint32_t b = 0; b < chunk.count[0]; b += 2) {
-        auto positions = SPARSEQ_512(loadu_si512)(from);
-        from += 64;
-        for (uint32_t step = 0; step < (b + 1 < chunk.count[0] ? 4u : 2u); ++step, from += 64) {
-          const auto values = SPARSEQ_512(loadu_si512)(from);
-          const auto fields = SPARSEQ_512(and_si512)(positions, low);
-          const auto index = SPARSEQ_512(or_si512)(fields, SPARSEQ_512(srli_epi32)(fields, 6));
-          group(index, first, values);
-          group(SPARSEQ_512(srli_epi32)(index, 16), second, values);
-          positions = SPARSEQ_512(srli_epi32)(positions, 2);
-        }
-      }
-    }
-  }
+  const sparseq::Tiles& w_;
+  const sparseq::Input& input_;
+  const sparseq::Epilogue& epilogue_;
+  const sparseq::WorkPlan& plan_;
+  const sparseq::amx::Frame frame_;
+  const bool dense_;
+  const int64_t block_inputs_, inputs_, steps_;  // of a block, of a step; steps of all taps
+  const int64_t frame_bytes_, image_bytes_;      // of one remainder, of all
+  uint8_t* frames_;
+  uint8_t* expanded_[2];
+  int32_t* acc_[2];
+  int64_t* offsets_;
+  int64_t copied_ = -1;  // the block in the frames
+  int turn_ = 0;
 };
 
 }  // namespace

@@ -193,7 +193,7 @@ struct EpilogueKernel {
     auto output = grid<kReach != Reach::any>();
     output.clamp(activation);
     const Float residual_scale = F::set(e.residual_scale);
-    const Int residual_zero = F::set_int(e.residual_zero_point);
+    const typename F::Offset residual_offset(e.residual_zero_point);
     const int64_t from_stride = e.residual_stride;  // a byte written might be one of e's
     const auto* from = static_cast<const R*>(e.residual);
     if constexpr (!std::is_same_v<R, None>) from += row0 * from_stride + channel + v;
@@ -204,8 +204,8 @@ struct EpilogueKernel {
       if (kBias) y = F::add(y, add[i]);
       if constexpr (std::is_same_v<R, float>) y = F::add(y, F::load(from + row * from_stride + i * kLanes));
       if constexpr (std::is_same_v<R, uint8_t>) {
-        const Int q = F::sub(F::load_u8(from + row * from_stride + i * kLanes), residual_zero);
-        y = F::add(y, F::mul(F::to_float(q), residual_scale));
+        const Float q = residual_offset(from + row * from_stride + i * kLanes);
+        y = F::add(y, F::mul(q, residual_scale));
       }
       return y;
     };

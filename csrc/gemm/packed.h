@@ -30,14 +30,14 @@ struct DirectCosts {
 };
 
 struct Layout {
-  int lanes = 8;          // output channels per vector
-  int dense_vectors = 2;  // vectors per dense panel
-  int dense_rows = 6;     // activation rows per dense tile
-  int sparse_rows = 8;    // and per 2:4 tile (one vector per panel)
-  int group_vectors = 2;  // vectors per work item: a full cache line of float32 outputs
-  bool classes = false;   // classify blocks (AVX2)
+  int lanes = 8;            // output channels per vector
+  int dense_vectors = 2;    // vectors per dense panel
+  int dense_rows = 6;       // activation rows per dense tile
+  int sparse_rows = 8;      // and per 2:4 tile (one vector per panel)
+  int group_vectors = 2;    // vectors per work item: a full cache line of float32 outputs
+  bool classes = false;     // classify blocks (AVX2)
   int64_t tile_inputs = 0;  // a tap's blocks come in steps of equally many, of at most so many inputs; 0: in any number
-  DirectCosts direct;     // beside winograd.h's kernel
+  DirectCosts direct;       // beside winograd.h's kernel
 };
 
 struct CacheSizes {
@@ -133,7 +133,8 @@ struct Tiling {
     return (layout.classes ? 12 * chunk_blocks : 8 * chunk_blocks + 4 * ((chunk_blocks + 1) / 2)) * panel_width();
   }
   int64_t tap_steps(int64_t block_inputs) const {  // with tile_inputs
-    return (shape.in_channels + std::max(layout.tile_inputs, block_inputs) - 1) / std::max(layout.tile_inputs, block_inputs);
+    return (shape.in_channels + std::max(layout.tile_inputs, block_inputs) - 1) /
+           std::max(layout.tile_inputs, block_inputs);
   }
   int64_t step_blocks(int64_t block_inputs) const {
     const int64_t steps = tap_steps(block_inputs), blocks = (shape.in_channels + block_inputs - 1) / block_inputs;
