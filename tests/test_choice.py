@@ -19,7 +19,7 @@ def measured(monkeypatch, tmp_path):
     """Puts a table of `[rows, inputs, outputs, taps, groups, us...]` in the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def put(*rows, isas=("avx2", "avx_vnni", "avx512_vnni", "scalar"), version=VERSION):
+    def put(*rows, isas=("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "scalar"), version=VERSION):
         path = user_table()
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"version": version, "isas": {isa: rows for isa in isas}}))
@@ -79,7 +79,7 @@ def test_what_nobody_measured_says_so():
 
 
 def test_the_shipped_table_is_sound():
-    for isa in ("avx2", "avx_vnni", "avx512_vnni"):
+    for isa in ("avx2", "avx_vnni", "avx512_vnni", "amx_int8"):
         rows = table(isa)
         assert set(rows) == set(tune.works())
         assert all(math.isfinite(t) and t > 0 for times in rows.values() for t in times.values())

@@ -122,11 +122,14 @@ struct Clamp {
 };
 
 // Where bytes are stored: clamp(rne(y / scale) + zero, low, high), NaN -> zero; clamped before anything is added.
-// kBounded: |y| is less than 2^60, so no NaN, and takes(scale): the quotient is made of two multiplications.
+// The quotient is made of two multiplications where takes(scale): kBounded tells that it does, and that |y| is less
+// than 2^60, so no NaN. Other y are brought to at most 2^70, beyond all bytes, where neither product spoils the other's
+// sign.
 template <class F, bool kBounded = false>
 struct ByteGrid {
   typename F::Float scale, inverse, rest, low, high;
   typename F::Int zero;
+  bool quick;
   static bool takes(float scale) { return scale >= 0x1p-60f && scale <= 0x1p60f; }
   ByteGrid(float scale_, int32_t zero_, int32_t low_, int32_t high_, int32_t shift = 0)  // stored + shift
       : scale(F::set(scale_)),
@@ -134,17 +137,17 @@ struct ByteGrid {
         rest(F::set(static_cast<float>(1.0 / scale_ - 1.0f / scale_))),
         low(F::set(static_cast<float>(low_ - zero_))),
         high(F::set(static_cast<float>(high_ - zero_))),
-        zero(F::set_int(zero_ + shift)) {}
+        zero(F::set_int(zero_ + shift)),
+        quick(takes(scale_)) {}
   // As if Clamp came before: the division rises with y, so that bounds may follow it.
   void clamp(sparseq::Activation a) {
     if (a != sparseq::Activation::none) low = F::max(low, F::set(0.0f));
     if (a == sparseq::Activation::relu6) high = F::min(high, F::div(F::set(6.0f), scale));
   }
   __attribute__((always_inline)) typename F::Float quotient(typename F::Float y) const {
-    if constexpr (kBounded)
-      return F::quotient(y, scale, inverse, rest);
-    else
-      return F::nan_to_zero(F::div(y, scale));
+    if constexpr (kBounded) return F::quotient(y, scale, inverse, rest);
+    if (!quick) return F::nan_to_zero(F::div(y, scale));
+    return F::nan_to_zero(F::quotient(Functions<F>::clamp(y, -0x1p70f, 0x1p70f), scale, inverse, rest));
   }
   __attribute__((always_inline)) typename F::Int integers(typename F::Float y) const {
     return F::add(F::round(F::min(F::max(quotient(y), low), high)), zero);

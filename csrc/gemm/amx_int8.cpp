@@ -13,7 +13,7 @@
 #ifdef SPARSEQ_PORTABLE_INTRINSICS
 #include <simde/x86/avx512.h>
 #pragma GCC target("avx2,fma,f16c")
-#include "../core/float_avx2.h"
+#include "../core/int8_avx2.h"
 #else
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #include "../core/float_avx512.h"

@@ -44,7 +44,7 @@ struct WorkPlan {
   int64_t items = 0;  // item = (row block, conv group, group of output channels)
   int64_t claim = 1;  // items that a thread had better take together
   int winograd = 0;   // else outputs a side of its tiles; a row of a block is then a strip (winograd.h)
-  int64_t amx = 0;    // else images of a block (1 without conv), of each of which it has row_block lines of outputs (amx.h)
+  int64_t amx = 0;    // else images of a block, of each of which it has row_block lines of outputs (amx.h)
 };
 
 // conv: of the input, or null

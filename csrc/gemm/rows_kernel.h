@@ -109,6 +109,21 @@ struct RowsKernel {
     std::memcpy(square, w, 64);
   }
 
+  // Eight pixels of three lines; writes 28 bytes.
+  static void pixels(const uint8_t (*lines)[kLanes], int64_t at, uint8_t* to) {
+    Bytes v[3];
+    for (int i = 0; i < 3; ++i) {
+      uint64_t eight;
+      std::memcpy(&eight, lines[i] + at, 8);
+      v[i] = reinterpret_cast<Bytes>(Words{eight, 0});
+    }
+    const Bytes first = shuffle<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(v[0], v[1]);
+    const Bytes four = shuffle<0, 1, 16, 2, 3, 17, 4, 5, 18, 6, 7, 19, 31, 31, 31, 31>(first, v[2]);
+    const Bytes next = shuffle<8, 9, 20, 10, 11, 21, 12, 13, 22, 14, 15, 23, 31, 31, 31, 31>(first, v[2]);
+    std::memcpy(to, &four, 16);
+    std::memcpy(to + 12, &next, 16);
+  }
+
   // Columns that lie apart: squares of 8 columns by kLanes rows, transposed in registers.
   // line(from, count, to) makes prepared bytes of up to kLanes elements that are input_stride apart.
   template <class T, class Line>
@@ -122,6 +137,11 @@ struct RowsKernel {
         const int64_t rows = end - m < kLanes ? end - m : kLanes;
         for (int64_t j = 0; j < columns; ++j) line(input + m * q.input_stride + (c + j) * q.input_step, rows, lines[j]);
         uint8_t* to = q.output + m * q.output_stride + c;
+        // Images of three colours; what is written past the rows is written again after it.
+        if (q.columns == 3 && q.output_stride == 3 && end - m >= kLanes + 2) {
+          for (int p = 0; p < kLanes; p += 8) pixels(lines, p, to + 3 * p);
+          continue;
+        }
         for (int64_t p = 0; p < rows; p += 8) {
           alignas(16) uint8_t square[64];
           transpose(lines, p, square);

@@ -11,6 +11,7 @@
 #ifndef SPARSEQ_PORTABLE_INTRINSICS  // tests: <immintrin.h> is SIMDe's, for any machine
 // gcc 12 warns about its own _mm512_undefined_ps() in every intrinsic
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 #include "../core/float_avx512.h"

@@ -9,9 +9,12 @@ struct Extent {
   int64_t first, count, step, padded;
 
   static Extent of(int64_t out, int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+    const auto steps = [dilation](int64_t pixels) {  // a division takes as long as a pixel's channels
+      return dilation == 1 ? pixels : (pixels + dilation - 1) / dilation;
+    };
     const int64_t start = out * stride - padding;
-    const int64_t skipped = start < 0 ? (dilation - 1 - start) / dilation : 0;
-    const int64_t fitting = (size - start + dilation - 1) / dilation;  // steps that begin inside of the image
+    const int64_t skipped = start < 0 ? steps(-start) : 0;
+    const int64_t fitting = steps(size - start);  // that begin inside of the image
     const int64_t last = fitting < kernel ? fitting : kernel;
     const int64_t padded_end = size + padding < start + kernel ? size + padding : start + kernel;
     return {start + skipped * dilation, last > skipped ? last - skipped : 0, dilation, padded_end - start};

@@ -19,7 +19,7 @@ from sparseq.files import atomic_path
 from sparseq.nn import SparseQuantConv2d, SparseQuantLayer, SparseQuantLinear
 from sparseq.sparse import nm_mask
 
-ISAS = ("avx2", "avx_vnni", "avx512_vnni")  # those with INT8 kernels of their own
+ISAS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8")  # those with INT8 kernels of their own
 ROUNDS, BURST = 5, 0.0005
 SCALE, ZERO = torch.tensor([0.03]), torch.tensor([3], dtype=torch.int32)
 

@@ -1,4 +1,4 @@
-// Every ISA's kernels against an int64 reference, bit for bit. VNNI runs through SIMDe.
+// Every ISA's kernels against an int64 reference, bit for bit. VNNI runs through SIMDe, AMX's tiles in plain C++.
 #include "../../csrc/gemm/gemm.h"
 
 #include <cmath>
@@ -24,7 +24,7 @@ static void expect(bool ok, const char* what, const char* isa, std::vector<int64
 }
 static const std::vector<const Kernels*>& all() {
   static const std::vector<const Kernels*> k = {&kernels_scalar(), &kernels_avx2(), &kernels_avx_vnni(),
-                                                &kernels_avx512_vnni()};
+                                                &kernels_avx512_vnni(), &kernels_amx_int8()};
   return k;
 }
 static int8_t weight_value(int fill) {
@@ -83,6 +83,16 @@ static PackedWeight pack(const Weights& w, const WeightShape& s, bool sparse, co
 // The plan that is taken, and all other ways that there are.
 static std::vector<WorkPlan> plans(const PackedWeight& w, const ConvShape* c, int64_t rows, CacheSizes caches) {
   std::vector<WorkPlan> found{plan_work(w, c, rows, caches, 2)};
+  if (w.layout.tile_inputs > 0) {
+    const int64_t batch = c ? c->batch : 1, lines = c ? c->out_height : rows;
+    WorkPlan any;  // blocks as they come, of few rows, too
+    any.rows = rows, any.amx = uniform(1, static_cast<int>(batch));
+    any.row_block = c ? uniform(1, static_cast<int>(lines)) : 32 * uniform(1, static_cast<int>(lines + 31) / 32);
+    any.row_blocks = (batch + any.amx - 1) / any.amx * ((lines + any.row_block - 1) / any.row_block);
+    any.items = any.row_blocks * w.shape.groups * w.channel_groups();
+    found.push_back(any);
+    return found;
+  }
   const bool steps = c && c->stride_height == 1 && c->stride_width == 1;
   if (!steps || c->kernel_height != 3 || c->dilation_height != 1 || c->dilation_width != 1) return found;
   for (int t = 2; t <= w.winograd_most; t += 2) found.push_back(winograd::plan_tiles(t, w.shape, *c, caches, 2));
@@ -365,17 +375,18 @@ int main() {
     linear(70, 40, 2500, 0, sparse, 0, caches[0]);
     linear(300, 20, 70, 4, sparse, 0, caches[0]);
     linear(2, 17, 4609, 2, sparse, 0, caches[0]);
-    for (int t = 0; t < 60; ++t) {
+    for (int t = 0; t < 72; ++t) {
+      const bool wide = t >= 60;  // read line by line, without a frame (amx.h)
       ConvShape c;
       c.batch = uniform(1, 2);
       c.height = uniform(3, 9);
-      c.width = uniform(3, 9);
+      c.width = wide ? uniform(36, 50) : uniform(3, 9);
       c.kernel_height = uniform(1, 3);
       c.kernel_width = uniform(1, 3);
       c.stride_height = uniform(1, 2);
       c.stride_width = uniform(1, 2);
-      c.pad_top = uniform(0, 2);
-      c.pad_left = uniform(0, 2);
+      c.pad_top = wide ? 0 : uniform(0, 2);
+      c.pad_left = wide ? 0 : uniform(0, 2);
       c.dilation_height = uniform(1, 2);
       c.dilation_width = uniform(1, 2);
       const int64_t h = c.height + 2 * c.pad_top - c.dilation_height * (c.kernel_height - 1) - 1,

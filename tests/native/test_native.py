@@ -1,7 +1,7 @@
 """The kernels of every ISA, VNNI and AVX-512 too, compiled with SIMDe where need be, and run.
 
-gemm.cpp compares scalar, AVX2, AVX-VNNI and AVX-512-VNNI with an int64 reference, rows.cpp scalar,
-AVX2 and AVX-512 with plain loops: bit for bit. team.cpp has the threads of a program.
+gemm.cpp compares scalar, AVX2, AVX-VNNI, AVX-512-VNNI and AMX with an int64 reference, rows.cpp
+scalar, AVX2 and AVX-512 with plain loops: bit for bit. team.cpp has the threads of a program.
 """
 
 import os
@@ -17,9 +17,9 @@ SOURCES = {
     "gemm": [
         *(
             f"gemm/{name}.cpp"
-            for name in ("pack", "plan", "winograd", "scalar", "avx2", "avx_vnni")
+            for name in ("pack", "plan", "winograd", "amx", "scalar", "avx2", "avx_vnni")
         ),
-        *("gemm/avx512_vnni.cpp", "sparse24/pack.cpp", "sparse24/format.cpp"),
+        *("gemm/avx512_vnni.cpp", "gemm/amx_int8.cpp", "sparse24/pack.cpp", "sparse24/format.cpp"),
     ],
     "rows": [f"network/{name}.cpp" for name in ("rows", "scalar", "avx2", "avx512")],
     "team": [],
