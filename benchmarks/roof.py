@@ -19,11 +19,14 @@ CSRC = HERE.parent / "csrc"
 ISAS = {
     "avx2": ("Avx2Micro", "kernels_avx2"),
     "avx_vnni": ("DotMicro<AvxVnni>", "kernels_avx_vnni"),
-    "avx512_vnni": ("DotMicro<Avx512Vnni>", "kernels_avx512_vnni"),
+    "avx512_vnni": ("DotMicro<Avx512>", "kernels_avx512_vnni"),
 }
 SHARED = [
     CSRC / f"{name}.cpp"
-    for name in ("gemm/pack", "gemm/plan", "gemm/winograd", "sparse24/pack", "sparse24/format")
+    for name in (
+        *("gemm/pack", "gemm/plan", "gemm/winograd", "gemm/amx"),
+        *("sparse24/pack", "sparse24/format"),
+    )
 ]
 FLAGS = "-std=c++20 -O3 -ffp-contract=off -fno-math-errno".split()
 

@@ -28,6 +28,10 @@ struct AmxTiles {
   ~AmxTiles() { asm volatile("tilerelease" ::); }
 
   template <int T>
+  static void zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(T));
+  }
+  template <int T>
   static void start(const int32_t* row) {  // every row of sums
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(row), "r"(int64_t{0}), "i"(T) : "memory");
   }
@@ -55,6 +59,10 @@ struct AmxTiles {
     return r;
   }
   explicit AmxTiles(int64_t inputs) { registers().inputs = inputs; }
+  template <int T>
+  static void zero() {
+    std::memset(registers().sums[T], 0, sizeof registers().sums[T]);
+  }
   template <int T>
   static void start(const int32_t* row) {
     for (auto& to : registers().sums[T]) std::memcpy(to, row, sizeof to);

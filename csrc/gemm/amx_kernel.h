@@ -78,7 +78,7 @@ class AmxKernel {
     int64_t weight_row, weight_step;
     const int64_t* offsets;  // of a run's rows, to their inputs for each step
     int64_t steps;
-    const int32_t* starts;  // of the sums, [32]
+    const int32_t* starts;  // of the sums, [32]; null: 0
     const uint8_t* next;    // weights that will be wanted soon, of which each step fetches some lines
     int64_t lines;
   };
@@ -87,10 +87,14 @@ class AmxKernel {
   static void multiply(Operands& o, const uint8_t* first, const uint8_t* second, int64_t stride, int32_t* acc,
                        int64_t second_row, Pending& pending) {
     using T = AmxTiles;
-    T::start<0>(o.starts);
-    if (kWidth > 1) T::start<1>(o.starts + kHalf);
-    if (kTiles > 1) T::start<2>(o.starts);
-    if (kTiles > 1 && kWidth > 1) T::start<3>(o.starts + kHalf);
+    if (o.starts == nullptr) {
+      T::zero<0>(), T::zero<1>(), T::zero<2>(), T::zero<3>();
+    } else {
+      T::start<0>(o.starts);
+      if (kWidth > 1) T::start<1>(o.starts + kHalf);
+      if (kTiles > 1) T::start<2>(o.starts);
+      if (kTiles > 1 && kWidth > 1) T::start<3>(o.starts + kHalf);
+    }
     const uint8_t *w0 = o.weights[0], *w1 = o.weights[1];
     for (int64_t s = 0; s < o.steps; ++s, w0 += o.weight_step, w1 += o.weight_step) {
       const int64_t at = o.offsets[s];
@@ -175,10 +179,10 @@ class AmxKernel {
     const int64_t channel = channel_group * kGroup, width = smaller(kGroup, w_.shape.out_channels - channel);
     const Finish finish(epilogue_, w_.weight_sum, group * w_.shape.out_channels + channel, width);
     alignas(64) int32_t starts[kGroup];
-    finish.starts(starts);
+    const bool from_zero = !finish.starts(starts);  // as behind a ReLU
     const int64_t panels = kGroup / w_.panel_width(), panel = group * w_.panels + channel_group * panels;
     const auto stored = [&](int64_t p) { return w_.data + w_.chunk[p * w_.chunks].data; };
-    Operands o{{}, 64, inputs_ * kHalf, offsets_, steps_, starts, nullptr, 0};
+    Operands o{{}, 64, inputs_ * kHalf, offsets_, steps_, from_zero ? nullptr : starts, nullptr, 0};
     if (dense_) {
       o.weights[0] = stored(panel), o.weights[1] = stored(panel) + 64;
       o.weight_row = 128, o.weight_step = inputs_ * kGroup;

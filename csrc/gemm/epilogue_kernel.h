@@ -50,10 +50,11 @@ struct EpilogueKernel {
     reach = reach_of();
   }
 
-  // [channels], padded: minus the zero point's share.
-  void starts(int32_t* to) const {
-    for (int64_t v = 0; v < count; v += kLanes)
-      F::store_int(to + v, F::sub(F::set_int(0), e.row_zero == nullptr ? F::load_int(shift + v) : F::set_int(0)));
+  // [channels], padded: minus the zero point's share; whether there is one.
+  bool starts(int32_t* to) const {
+    if (e.row_zero != nullptr || e.zero == 0) return false;
+    for (int64_t v = 0; v < count; v += kLanes) F::store_int(to + v, F::sub(F::set_int(0), F::load_int(shift + v)));
+    return true;
   }
 
   // Lines that `rows` will write and read: a store that misses L1 holds up those behind it (Zen 3: 12544 x 24 -> 144 of
