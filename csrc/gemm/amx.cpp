@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kFewRows = 5;     // so many are quicker by vectors: their weights are read once in any case
 constexpr int64_t kFewRows24 = 20;  // and need not be made dense
 constexpr double kForeign = 10;     // bytes a cycle from there
-constexpr double kUneven = 0.4;    // threads are not equally fast: what one turn each loses
+constexpr double kUneven = 0.4;     // threads are not equally fast: what one turn each loses
 constexpr int64_t kLine = 2;        // groups of a cache line of bytes: threads that share one hold each other up
 
 int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
