@@ -70,6 +70,7 @@ def _spread(workshop: Workshop, waiting: list[Stage], bars: Bars, workers: int) 
             for future in finished:
                 del running[future]
                 future.result()
+        pool.shutdown()  # a worker's last words may come after its result, but before its end
         _tell(events, bars)
     except BrokenProcessPool as error:
         raise ChildProcessError(
