@@ -47,15 +47,16 @@ double in_l1(int block_class) {
   static const int32_t start[64] = {};
   count[block_class] = static_cast<uint32_t>(blocks);
   const uint8_t* next = MICRO::kClassified ? weights.data() : nullptr;
-  const sparseq::Operands operands{pointers.data(), rows,           refs.data(), count,
-                                   weights.data(),  weights.data(), start,       next};
+  const sparseq::Operands operands{pointers.data(), rows,           activations.data(), 320,   refs.data(),
+                                   count,           weights.data(), weights.data(),     start, next};
   alignas(64) static int32_t acc[64 * 64];
+  using Rows = std::conditional_t<MICRO::kStrided, StridedRows, TapRows>;  // as a linear layer's
   using Function = void (*)(const sparseq::Operands&, int32_t*, int64_t, bool);
   Function volatile chosen = [] {
     if constexpr (kDense)
-      return Function{MICRO::template dense<MICRO::kDenseRows>};
+      return Function{MICRO::template dense<MICRO::kDenseRows, Rows>};
     else
-      return Function{MICRO::template sparse<MICRO::kSparseRows>};
+      return Function{MICRO::template sparse<MICRO::kSparseRows, Rows>};
   }();
   const Function micro = chosen;  // not inlined: as the driver calls it
   const double time = best_of([&] {
