@@ -31,12 +31,24 @@ SHARED = [
 FLAGS = "-std=c++20 -O3 -ffp-contract=off -fno-math-errno".split()
 
 
+def defines(isa: str) -> list[str]:
+    """What roof.cpp is compiled for an ISA with."""
+    micro, table = ISAS[isa]
+    return [f'-DSOURCE="{CSRC}/gemm/{isa}.cpp"', f"-DMICRO={micro}", f"-DKERNELS={table}"]
+
+
 def measure(isa: str, folder: str) -> list[list[str]]:
     """Compile and run for one ISA: rows of ISA, kind, work, GMAC/s."""
-    micro, table = ISAS[isa]
     program = f"{folder}/{isa}"
-    defines = [f'-DSOURCE="{CSRC}/gemm/{isa}.cpp"', f"-DMICRO={micro}", f"-DKERNELS={table}"]
-    command = ["g++", *FLAGS, *defines, str(HERE / "roof.cpp"), *map(str, SHARED), "-o", program]
+    command = [
+        "g++",
+        *FLAGS,
+        *defines(isa),
+        str(HERE / "roof.cpp"),
+        *map(str, SHARED),
+        "-o",
+        program,
+    ]
     subprocess.run(command, check=True)
     done = subprocess.run([program], check=True, capture_output=True, text=True)
     return [line.split("|") for line in done.stdout.splitlines()]

@@ -133,8 +133,8 @@ struct Tiling {
     return (layout.classes ? 12 * chunk_blocks : 8 * chunk_blocks + 4 * ((chunk_blocks + 1) / 2)) * panel_width();
   }
   int64_t tap_steps(int64_t block_inputs) const {  // with tile_inputs
-    return (shape.in_channels + std::max(layout.tile_inputs, block_inputs) - 1) /
-           std::max(layout.tile_inputs, block_inputs);
+    const int64_t most = std::max(layout.tile_inputs, block_inputs);
+    return (shape.in_channels + most - 1) / most;
   }
   int64_t step_blocks(int64_t block_inputs) const {
     const int64_t steps = tap_steps(block_inputs), blocks = (shape.in_channels + block_inputs - 1) / block_inputs;
