@@ -60,3 +60,15 @@ def test_values_that_no_bound_holds(isa, activation, residual):
     for scale in (2.0**-140, 2.0**-60, 0.01, 2.0**60, 2.0**100):
         check(y, torch.tensor(scale), **more)
         check(y[:8], torch.tensor(scale), **more | ({"residual": other[:, :8]} if residual else {}))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (1, 18), (5, 7), (33, 19), (40, 48)])
+def test_images_of_three_colours_become_bytes(isa, size):
+    x = 40 * torch.randn(2, 3, *size)
+    x[0, :, 0, 0] = torch.tensor([torch.nan, torch.inf, -3.4e38])
+    weight = torch.eye(3, dtype=torch.int8).reshape(3, 3, 1, 1)  # what comes in goes out
+    given = (x, weight, torch.ones(3), torch.tensor([7], dtype=torch.int32), None, None)
+    window = ([1, 1], [0, 0], [1, 1], 1)
+    keywords = {"x_scale": torch.tensor([0.37]), "x_min": 0, "x_max": 255}
+    got = torch.ops.sparseq.int8_conv2d(*given, *window, **keywords)
+    testing.assert_equal(got, reference.int8_conv2d(*given, *window, **keywords))
