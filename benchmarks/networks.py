@@ -78,7 +78,7 @@ def engines(work: Work, base: nn.Module, x: Tensor, folder: Path, smoke: bool) -
     for name, scheme in OURS.items():
         fast = sparseq.convert(prepared(work, base, *scheme), x)
         held[name] = folder / f"{name.replace(':', '')}.safetensors"
-        sparseq.save(fast, held[name])
+        sparseq.save(fast, held[name], compress=False)
         found[name] = Engine(fast, held[name], int8=True)
     plain, whole = folder / "float.safetensors", str(folder / "float.onnx")
     sparseq.save(base, plain)

@@ -4,7 +4,9 @@
 
 #include "../gemm/unroll.h"
 #include "names_512.h"
-#ifndef SPARSEQ_PORTABLE_INTRINSICS
+#ifdef SPARSEQ_PORTABLE_INTRINSICS
+#include "int8_avx2.h"
+#else
 #include "float_avx512.h"
 #endif
 

@@ -8,7 +8,7 @@
 
 #include "../core/amx_tiles.h"
 #include "amx.h"
-#include "amx_expander.h"
+#include "dense24_avx512.h"
 #include "epilogue_kernel.h"
 #include "row_pointers.h"
 

@@ -16,10 +16,10 @@
 #else
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #endif
-#include "../core/int16_avx512.h"
 #include "depthwise_columns_avx512.h"
 #include "kernel.h"
 #include "micro_dot.h"
+#include "winograd_avx512.h"
 #include "winograd_kernel.h"
 
 namespace {

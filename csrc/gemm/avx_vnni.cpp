@@ -14,10 +14,10 @@
 #else
 #pragma GCC target("avx2,fma,f16c,avxvnni")
 #endif
-#include "../core/int16_avx2.h"
 #include "depthwise_columns.h"
 #include "kernel.h"
 #include "micro_dot.h"
+#include "winograd_avx2.h"
 #include "winograd_kernel.h"
 
 namespace {

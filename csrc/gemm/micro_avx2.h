@@ -5,9 +5,9 @@
 #pragma once
 #include <cstdint>
 
-#include "../core/int16_avx2.h"
 #include "depthwise_columns.h"
 #include "micro.h"
+#include "winograd_avx2.h"
 #include "winograd_kernel.h"
 
 namespace {

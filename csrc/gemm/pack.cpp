@@ -1,6 +1,5 @@
 #include "gemm.h"
 #include "packer.h"
-#include "winograd.h"
 
 namespace sparseq {
 namespace {
@@ -75,7 +74,6 @@ PackedWeight pack_dense(const int8_t* weight, const WeightShape& shape, const La
       [&](int64_t row0, int64_t limit, const BlockRef& ref, BlockClass kind, bool, uint8_t* to) {
         return packer.write(row0, limit, ref, kind, to);
       });
-  winograd::keep(weight, packed);
   return packed;
 }
 

@@ -149,8 +149,8 @@ struct PackedWeight : Tiling {  // as packing makes it
   AlignedBytes data;
   std::vector<int32_t> weight_sum;  // [groups * out_channels], for the zero point
   std::vector<int32_t> start;       // [groups][panels][width] with classes, else empty
-  std::vector<int8_t> winograd;     // where the layout and the shape have it (winograd.h)
-  int winograd_most = 0;            // outputs a side of the largest tiles that are exact for it
+  int winograd_most = 0;            // outputs a side of winograd.h's largest tiles that are exact for it; 0: none are
+  std::vector<uint8_t> winograd;    // with classes: the weight once more, for these (winograd.h)
 };
 
 struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
@@ -158,8 +158,8 @@ struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie
   const BlockRef* refs = nullptr;
   const uint8_t* data = nullptr;
   const int32_t* weight_sum = nullptr;
-  const int32_t* start = nullptr;    // null without classes
-  const int8_t* winograd = nullptr;  // null where there is none (winograd.h)
+  const int32_t* start = nullptr;     // null without classes
+  const uint8_t* winograd = nullptr;  // PackedWeight's, or null
   int winograd_most = 0;
   Tiles() = default;
   Tiles(const PackedWeight& p)  // a view

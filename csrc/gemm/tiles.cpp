@@ -106,7 +106,9 @@ AlignedBytes make_tiles(const int8_t* weight, const WeightShape& shape, Isa isa,
   header.content = content_of(weight, shape.groups * shape.out_channels * shape.taps * shape.in_channels);
   const auto dense = [&] {
     header.kind = TileKind::dense;
-    return flatten(pack_dense(weight, shape, kernels(isa).layout, cache_sizes()), header);
+    auto packed = pack_dense(weight, shape, kernels(isa).layout, cache_sizes());
+    winograd::keep(weight, packed);
+    return flatten(packed, header);
   };
   if (shape.groups > 1 && shape.out_channels == 1 && shape.in_channels == 1) {
     std::vector<int32_t> pairs, sums;
@@ -162,8 +164,7 @@ TiledWeight view_tiles(const uint8_t* bytes, int64_t size, const WeightShape& sh
   tiles.shape = shape;
   tiles.panels = header->panels, tiles.chunks = header->chunks, tiles.chunk_blocks = header->chunk_blocks;
   tiles.weight_sum = view.sums;
-  if (header->winograd_at != header->chunks_at)
-    tiles.winograd = reinterpret_cast<const int8_t*>(bytes + header->winograd_at);
+  if (header->winograd_at != header->chunks_at) tiles.winograd = bytes + header->winograd_at;
   tiles.winograd_most = header->winograd_most;
   if (tiles.layout.classes) tiles.start = reinterpret_cast<const int32_t*>(bytes + header->start_at);
   tiles.chunk = reinterpret_cast<const Chunk*>(bytes + header->chunks_at);

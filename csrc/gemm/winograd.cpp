@@ -27,15 +27,16 @@ void keep(const int8_t* weight, PackedWeight& packed) {
   const int64_t inputs = s.in_channels;
   if (packed.layout.direct.dense == 0 || s.groups != 1 || s.taps != 9 || inputs % kLanes != 0 || inputs > kMostInputs)
     return;
+  packed.winograd_most = fits(weight, s) ? 4 : 2;
+  if (!packed.layout.classes) return;
   packed.winograd.assign(static_cast<std::size_t>((s.out_channels + kGroup - 1) / kGroup * kGroup * 9 * inputs), 0);
   for (int64_t o = 0; o < s.out_channels; ++o)
     for (int64_t tap = 0; tap < 9; ++tap)
       for (int64_t i = 0; i < inputs; ++i) {
-        const int64_t row = (o / kGroup * 9 + tap) * (inputs / 2) + i / 2;
-        packed.winograd[static_cast<std::size_t>((row * kGroup + o % kGroup) * 2 + i % 2)] =
-            weight[(o * 9 + tap) * inputs + i];
+        const int64_t four = (o / kGroup * 9 + tap) * (inputs / 4) + i / 4;
+        packed.winograd[static_cast<std::size_t>((four * kGroup + o % kGroup) * 4 + i % 4)] =
+            static_cast<uint8_t>(weight[(o * 9 + tap) * inputs + i]);
       }
-  packed.winograd_most = fits(weight, s) ? 4 : 2;
 }
 
 WorkPlan plan_tiles(int t, const WeightShape& weight, const ConvShape& s, const CacheSizes& caches, int threads) {
@@ -66,7 +67,7 @@ WorkPlan plan_tiles(int t, const WeightShape& weight, const ConvShape& s, const 
 }
 
 std::optional<WorkPlan> plan(const Tiles& weight, const ConvShape* conv, const CacheSizes& caches, int threads) {
-  if (weight.winograd == nullptr || conv == nullptr) return {};
+  if (conv == nullptr) return {};
   const ConvShape& s = *conv;
   if (s.kernel_height != 3 || s.kernel_width != 3 || s.stride_height != 1 || s.stride_width != 1 ||
       s.dilation_height != 1 || s.dilation_width != 1)

@@ -8,6 +8,7 @@
 #include "unroll.h"
 #include "winograd.h"
 #include "winograd_filters.h"
+#include "winograd_weights.h"
 
 namespace {
 
@@ -32,15 +33,16 @@ struct WinogradTiles {
     // One behind the other in the thread's memory, all of whole cache lines.
     const int64_t v_size = 2 * kSide * kSide * v_step, u_size = 2 * 2 * kSide * u_step, m_size = 4 * kSide * m_step;
     const int64_t half_size = T * m_size, lines_size = 4 * T * T * in_strip * kGroup;
-    const int64_t columns_size = 2 * kSide * (T * in_strip + 2) * kWords;
+    const int64_t columns_size = 2 * kSide * (T * in_strip + 2) * kWords, fours_size = WinogradWeights<W>::room(w);
     uint8_t* at = sparseq::thread_scratch(
-        static_cast<std::size_t>(v_size + u_size + m_size + half_size + lines_size + columns_size));
+        static_cast<std::size_t>(v_size + u_size + m_size + half_size + lines_size + fours_size + columns_size));
     const auto part = [&](int64_t size) { return std::exchange(at, at + size); };
     auto* v = reinterpret_cast<int16_t*>(part(v_size));
     auto* u = reinterpret_cast<int16_t*>(part(u_size));
     auto* m = reinterpret_cast<int32_t*>(part(m_size));
     auto* half = reinterpret_cast<int32_t*>(part(half_size));
     auto* lines = reinterpret_cast<int32_t*>(part(lines_size));
+    uint8_t* fours = part(fours_size);
     auto* columns = reinterpret_cast<int16_t*>(at);
     const auto transform = channels % kWords == 0 ? strip<W> : strip<typename W::Narrow>;
     int64_t transformed = -1;
@@ -53,8 +55,9 @@ struct WinogradTiles {
                     columns);
         transformed = block;
       }
+      const Fours g = WinogradWeights<W>::group(w, group, fours);
       unroll<kSide / 2>([&](auto p) {  // two rows of points at a time, so that their U and products stay near
-        weights<p>(w.winograd + group * 9 * channels * kGroup, channels / 2, u, u_step);
+        weights<p>(g, channels, u, u_step);
         for (int64_t r = 0; r < 2; ++r) {
           const int64_t i = F::kShared[p][r];
           for (int64_t j = 0; j < kSide; ++j)
@@ -118,19 +121,25 @@ struct WinogradTiles {
 
   // Two rows of U of a group, [row][point][pair of inputs][output][input].
   template <int P>
-  static void weights(const int8_t* g, int64_t pairs, int16_t* u, int64_t step) {
-    for (int64_t at = 0; at < 2 * kGroup * pairs; at += kWords) {
-      Vec t[2][3];
-      unroll<3>([&](auto x) SPARSEQ_INLINE {
-        Vec taps[3];
-        unroll<3>([&](auto y) SPARSEQ_INLINE { taps[y] = W::load_s8(g + (3 * y + x) * 2 * kGroup * pairs + at); });
-        unroll<2>([&](auto r) SPARSEQ_INLINE { t[r][x] = F::template weights<F::kShared[P][r]>(taps); });
+  static void weights(const Fours& g, int64_t channels, int16_t* u, int64_t step) {
+    for (int64_t i = 0; i < channels / 4; ++i, u += 4 * kGroup)
+      unroll<kVectors>([&](auto k) SPARSEQ_INLINE {
+        unroll<2>([&](auto pair) SPARSEQ_INLINE {
+          Vec t[2][3];
+          unroll<3>([&](auto x) SPARSEQ_INLINE {
+            Vec taps[3];
+            unroll<3>([&](auto y) SPARSEQ_INLINE {
+              taps[y] = W::template load_pair<pair>(g.at + (3 * y + x) * g.tap + i * g.step + 4 * k * kLanes);
+            });
+            unroll<2>([&](auto r) SPARSEQ_INLINE { t[r][x] = F::template weights<F::kShared[P][r]>(taps); });
+          });
+          int16_t* to = u + 2 * pair * kGroup + k * kWords;
+          unroll<2>([&](auto r) SPARSEQ_INLINE {
+            unroll<kSide>([&](auto j)
+                              SPARSEQ_INLINE { W::store(to + (kSide * r + j) * step, F::template weights<j>(t[r])); });
+          });
+        });
       });
-      unroll<2>([&](auto r) SPARSEQ_INLINE {
-        unroll<kSide>([&](auto j)
-                          SPARSEQ_INLINE { W::store(u + (kSide * r + j) * step + at, F::template weights<j>(t[r])); });
-      });
-    }
   }
 
   static void product(const int16_t* v, const int16_t* u, int64_t channels, int64_t tiles, int32_t* m) {

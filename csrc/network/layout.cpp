@@ -31,6 +31,7 @@ class Planner {
     users_.resize(count);
     columns_.resize(count);
     direct_.assign(count, -1);
+    over_.assign(count, -1);
   }
 
   Layout run() {
@@ -118,6 +119,20 @@ class Planner {
     if (!home.loaded) home.place.base = layout_.input(v);
   }
 
+  // Convolutions that add a value nobody else wants write over it: memory that is in the cache, and less of it.
+  void take_over(const std::vector<int64_t>& sizes) {
+    for (size_t n = 0; n < program_.instructions.size(); ++n) {
+      const Instruction& i = program_.instructions[n];
+      if (i.op != Op::conv || i.inputs.size() < 2 || i.inputs[0] == i.inputs[1]) continue;
+      const auto added = size_t(i.inputs[1]), v = result(n);
+      const bool alike = shapes_[added] == shapes_[v] && element(added) == element(v) &&
+                         layout_.homes[added].pixel == layout_.homes[v].pixel;
+      if (sizes[added] == 0 || sizes[v] == 0 || !alike || lives_[added].last != int64_t(n)) continue;
+      over_[v] = over_[added] >= 0 ? over_[added] : int32_t(added);
+      lives_[size_t(over_[v])].add(lives_[v]);
+    }
+  }
+
   // The largest first, each at the lowest offset that is free for its lifetime.
   void allocate() {
     std::vector<size_t> values;
@@ -137,6 +152,8 @@ class Planner {
       sizes[v] = shapes_[v].pixels() * home.pixel * element(v) + kInputSlack;
       values.push_back(v);
     }
+    take_over(sizes);
+    std::erase_if(values, [&](size_t v) { return over_[v] >= 0; });
     std::stable_sort(values.begin(), values.end(), [&](size_t a, size_t b) { return sizes[a] > sizes[b]; });
     std::vector<size_t> placed;  // by offset
     for (const size_t v : values) {
@@ -155,6 +172,8 @@ class Planner {
                                      }),
                     v);
     }
+    for (size_t v = 0; v < over_.size(); ++v)
+      if (over_[v] >= 0) layout_.homes[v].place = layout_.homes[size_t(over_[v])].place;
   }
 
   // A part's home follows from its outermost whole's.
@@ -176,6 +195,7 @@ class Planner {
   std::vector<int64_t> first_channel_;
   std::vector<Life> lives_;
   std::vector<int32_t> users_, direct_;  // direct: the output whose memory a value is made in
+  std::vector<int32_t> over_;            // the value in whose memory one is made, or -1
   std::vector<char> columns_;            // read by a convolution of columns: pixels without gaps
 };
 

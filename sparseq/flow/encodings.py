@@ -63,17 +63,20 @@ def _parts(encoding: str, tensor: Tensor, int4: bool) -> dict[str, Tensor]:
     return {"::int4": ops.pack_int4(flat)} if encoding == "int4" else {"": tensor}
 
 
-def encode(name: str, tensor: Tensor, int4: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def encode(
+    name: str, tensor: Tensor, int4: bool, compress: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """One tensor as the parts that hold it, and its entry in the header.
 
     Args:
         name: of the tensor; its parts are named after it.
         tensor: any.
         int4: whether four bits hold every value.
+        compress: False for the plain encoding.
     """
     tensor = tensor.detach().cpu().contiguous()
     entry = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-    sizes = _sizes(tensor, int4)
+    sizes = _sizes(tensor, int4) if compress else {"plain": tensor.nbytes}
     for encoding in sorted(sizes, key=sizes.__getitem__):
         try:
             parts = _parts(encoding, tensor, int4)

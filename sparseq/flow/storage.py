@@ -19,6 +19,7 @@ from sparseq.files import atomic_path
 from sparseq.flow.convert import set_module
 from sparseq.flow.encodings import decode, encode
 from sparseq.flow.header import check_identities, check_states, check_values, read_header
+from sparseq.flow.mapped import fill, leave_in_file
 from sparseq.flow.meta import materialize, shapes_of
 from sparseq.flow.precision import own_dtype, restore
 from sparseq.flow.prepare import attach, layers_of, leave_fused_paths, take_attentions
@@ -79,12 +80,14 @@ def _structure(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str], *, compress: bool = True) -> None:
     """Write a float, prepared or converted model to one safetensors file.
 
     Args:
         model: any; its architecture is not stored, only what sparseq did to it, and its tensors.
         path: written aside and renamed.
+        compress: False to store every tensor plain: a larger file, of which `load` need not decode
+            what is sparse or of 4 bits, and can leave all of it where it is.
 
     Raises:
         OSError: the file cannot be written.
@@ -105,7 +108,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     entries: dict[str, Any] = {}
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor):
-            parts, entries[name] = encode(name, value, name in int4)
+            parts, entries[name] = encode(name, value, name in int4, compress)
             tensors.update({key: part.clone() for key, part in parts.items()})
     header = {**_structure(model), "lowered": lowered, "tensors": entries}
     text = json.dumps(header)
@@ -198,14 +201,19 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, T
     return metadata, parts
 
 
-def load(path: str | os.PathLike[str], model: Model) -> Model:
+def load(path: str | os.PathLike[str], model: Model, *, mmap: bool = True) -> Model:
     """Read what `save` wrote into a float model of the same architecture, in place.
+
+    Tensors that the file holds plain stay in it: they are mapped and read when they are used, which
+    weights whose layers run on tiles made of them are not. A file that a model was loaded from may
+    be removed or replaced, as `save` does, but not be written into.
 
     Args:
         path: of the file.
         model: as the saved one was before prepare; changed only after the file proved to be sound.
             It may be on the meta device, where it takes no memory: what the file holds is then
             put on the CPU.
+        mmap: False to copy every tensor into memory.
 
     Returns:
         The model, with sparseq's modules in it; in eval mode if it was converted, and lowered again
@@ -230,17 +238,19 @@ def load(path: str | os.PathLike[str], model: Model) -> Model:
         unknown = header["tensors"].keys() - state.keys()
         if unknown:
             raise ValueError(f"the model has no {sorted(unknown)[0]}")
-        draft.load_state_dict(state)
+        plain = {n for n, e in header["tensors"].items() if e.get("encoding") == "plain"}
+        fill(draft, state, plain)
         check_values(draft)
-        del draft, parts  # before the model itself needs the room
+        del draft  # before the model itself needs the room
     except UNSOUND as error:
         detail = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"load: {str(path)!r} does not fit this model: {detail}") from error
     model = _restore_structure(model, header)
-    model.load_state_dict(state)
+    fill(model, state, plain if mmap else ())
     model = model.eval() if header["integer"] or header.get("floats") else model
     lowered = header.get("lowered")  # files of earlier versions have none
     if lowered is not None:
         example = torch.zeros(lowered["shape"], dtype=getattr(torch, lowered["dtype"]))
-        return lower(model, example)  # type: ignore[return-value]
+        model = lower(model, example)  # type: ignore[assignment]
+    leave_in_file(path, parts.values())
     return model

@@ -75,8 +75,8 @@ static Weights make(const WeightShape& s, int fill, bool sparse) {
   return w;
 }
 static PackedWeight pack(const Weights& w, const WeightShape& s, bool sparse, const Layout& l, CacheSizes caches) {
-  if (!sparse) return pack_dense(w.dense.data(), s, l, caches);
-  PackedWeight packed = pack_sparse24(w.values.data(), w.indices.data(), s, l, caches);
+  PackedWeight packed = sparse ? pack_sparse24(w.values.data(), w.indices.data(), s, l, caches)
+                               : pack_dense(w.dense.data(), s, l, caches);
   winograd::keep(w.dense.data(), packed);
   return packed;
 }

@@ -1,5 +1,4 @@
-// 2:4 weights for AMX, whose products know no sparsity: they come from memory as stored, at 5 of 8 of the bytes, and
-// become dense in the cache.
+// 2:4 weights made dense in the cache, where products know no sparsity: AMX's, and Winograd's.
 #pragma once
 #include <cstdint>
 
@@ -23,7 +22,7 @@ constexpr Sources24 kSources24 = [] {
   return table;
 }();
 
-// A panel as tiles read it, [inputs / 4][16 channels][4].
+// A panel, [inputs / 4][16 channels][4].
 inline void expand_sparse24(const sparseq::Tiles& w, int64_t panel, uint8_t* to) {
   const auto field = SPARSEQ_512(set1_epi8)(3);
   const auto channel =

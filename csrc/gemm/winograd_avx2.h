@@ -2,8 +2,9 @@
 #pragma once
 #include <cstdint>
 
-#include "../gemm/unroll.h"
-#include "int8_avx2.h"
+#include "../core/int8_avx2.h"
+#include "dense24_avx2.h"
+#include "unroll.h"
 
 namespace {
 
@@ -20,7 +21,18 @@ struct Avx2Words {
   static Vec load(const void* p) { return _mm256_loadu_si256(vec(p)); }
   static void store(void* p, Vec x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
   static Vec load_u8(const uint8_t* p) { return _mm256_cvtepu8_epi16(Avx2Float::load16(p)); }
-  static Vec load_s8(const int8_t* p) { return _mm256_cvtepi8_epi16(Avx2Float::load16(p)); }
+  // Of fours of signed bytes the first or the second two.
+  template <int Pair>
+  static Vec load_pair(const uint8_t* p) {
+    constexpr auto words = [](int four) {  // each byte into the upper half of its word
+      return 0x0080 | (4 * four + 2 * Pair) << 8 | (0x0080 | (4 * four + 2 * Pair + 1) << 8) << 16;
+    };
+    const Vec high = _mm256_setr_epi32(words(0), words(1), words(2), words(3), words(0), words(1), words(2), words(3));
+    return _mm256_srai_epi16(_mm256_shuffle_epi8(load(p), high), 8);
+  }
+  static void expand_sparse24(const sparseq::Tiles& w, int64_t group, uint8_t* to) {
+    Dense24Avx2::expand(w, group, to);
+  }
   static Vec broadcast_pair(const int16_t* p) { return Avx2Bytes::broadcast4(reinterpret_cast<const uint8_t*>(p)); }
 
   static Vec add16(Vec a, Vec b) { return _mm256_add_epi16(a, b); }

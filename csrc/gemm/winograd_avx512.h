@@ -2,8 +2,9 @@
 #pragma once
 #include <cstdint>
 
-#include "int16_avx2.h"
-#include "int8_avx512.h"
+#include "../core/int8_avx512.h"
+#include "dense24_avx512.h"
+#include "winograd_avx2.h"
 
 namespace {
 
@@ -36,7 +37,17 @@ struct Avx512Words {
     return SPARSEQ_512(cvtepu8_epi16)(load32(p));
 #endif
   }
-  static Vec load_s8(const int8_t* p) { return SPARSEQ_512(cvtepi8_epi16)(load32(p)); }
+  // Of fours of signed bytes the first or the second two.
+  template <int Pair>
+  static Vec load_pair(const uint8_t* p) {
+    typedef int16_t Words __attribute__((vector_size(64)));
+    constexpr auto words = [](int four) {  // each byte into the upper half of its word
+      return 0x0080 | (4 * four + 2 * Pair) << 8 | (0x0080 | (4 * four + 2 * Pair + 1) << 8) << 16;
+    };
+    const Vec high = SPARSEQ_512(set4_epi32)(words(3), words(2), words(1), words(0));
+    return __builtin_bit_cast(Vec, __builtin_bit_cast(Words, SPARSEQ_512(shuffle_epi8)(load(p), high)) >> 8);
+  }
+  static void expand_sparse24(const sparseq::Tiles& w, int64_t group, uint8_t* to) { ::expand_sparse24(w, group, to); }
 
   static Vec add16(Vec a, Vec b) { return SPARSEQ_512(add_epi16)(a, b); }
   static Vec sub16(Vec a, Vec b) { return SPARSEQ_512(sub_epi16)(a, b); }
