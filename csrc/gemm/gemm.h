@@ -39,6 +39,7 @@ struct Input {
 
 struct WorkPlan {
   int64_t rows = 0;
+  int64_t start = 0;      // the first row, of plans that are neither Winograd's nor AMX's
   int64_t row_block = 0;  // rows per work item; their activations stay in L2
   int64_t row_blocks = 0;
   int64_t items = 0;  // item = (row block, conv group, group of output channels)

@@ -107,7 +107,7 @@ struct Driver {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t channel_group = item % channel_groups, block = item / channel_groups;
       const int64_t group = block % w.shape.groups;
-      const int64_t row0 = block / w.shape.groups * plan.row_block;
+      const int64_t row0 = plan.start + block / w.shape.groups * plan.row_block;
       const int64_t rows = smaller(plan.row_block, plan.rows - row0);
       const int64_t tiles = (rows + most - 1) / most;  // of equal height, so that the last is not a stub
       const int tile = static_cast<int>((rows + tiles - 1) / tiles);

@@ -33,6 +33,9 @@ std::optional<WorkPlan> plan(const Tiles& weight, const ConvShape* conv, const C
 WorkPlan plan_tiles(int t, const WeightShape& weight, const ConvShape& conv, const CacheSizes& caches, int threads);
 
 inline int64_t strips(const ConvShape& s, int t) { return (s.out_height + t - 1) / t; }  // of an image
-inline int64_t tiles(const ConvShape& s, int t) { return (s.out_width + t - 1) / t; }    // of a strip
+inline int64_t first_row(const ConvShape& s, int t, int64_t strip) {                     // of the output
+  return (strip / strips(s, t) * s.out_height + strip % strips(s, t) * t) * s.out_width;
+}
+inline int64_t tiles(const ConvShape& s, int t) { return (s.out_width + t - 1) / t; }  // of a strip
 
 }  // namespace sparseq::winograd

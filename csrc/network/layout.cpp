@@ -20,8 +20,9 @@ struct Life {  // instructions, both included
 
 class Planner {
  public:
-  Planner(const Program& program, const std::vector<Shape>& shapes, const std::vector<gemm::Pixels>& inputs)
-      : program_(program), shapes_(shapes), pixels_(inputs) {
+  Planner(const Program& program, const std::vector<Shape>& shapes, const std::vector<gemm::Pixels>& inputs,
+          const std::vector<int64_t>& within)
+      : program_(program), shapes_(shapes), pixels_(inputs), within_(within) {
     const auto count = size_t(program.values());
     layout_.homes.resize(count);
     layout_.whole.assign(count, -1);
@@ -58,7 +59,7 @@ class Planner {
       for (const int32_t v : i.inputs) {
         ++users_[size_t(v)];
         if (i.columns > 1) columns_[size_t(v)] = true;
-        if (!quantises(program_, i)) lives_[size_t(v)].add(int64_t(n));
+        if (!quantises(program_, i)) lives_[size_t(v)].add(std::max(int64_t(n), within_[result(n)]));
       }
       lives_[result(n)].add(int64_t(n));
     }
@@ -139,6 +140,7 @@ class Planner {
     std::vector<int64_t> sizes(layout_.homes.size());
     for (size_t v = 0; v < layout_.homes.size(); ++v) {  // parts come before their wholes
       Home& home = layout_.homes[v];
+      if (within_[v] >= 0) continue;
       if (layout_.whole[v] >= 0) {
         lives_[size_t(layout_.whole[v])].add(lives_[v]);
         continue;
@@ -191,6 +193,7 @@ class Planner {
   const Program& program_;
   const std::vector<Shape>& shapes_;
   const std::vector<gemm::Pixels>& pixels_;
+  const std::vector<int64_t>& within_;
   Layout layout_;
   std::vector<int64_t> first_channel_;
   std::vector<Life> lives_;
@@ -206,8 +209,9 @@ bool quantises(const Program& program, const Instruction& i) {
          i.inputs[0] < int32_t(program.inputs.size());
 }
 
-Layout lay_out(const Program& program, const std::vector<Shape>& shapes, const std::vector<gemm::Pixels>& inputs) {
-  return Planner(program, shapes, inputs).run();
+Layout lay_out(const Program& program, const std::vector<Shape>& shapes, const std::vector<gemm::Pixels>& inputs,
+               const std::vector<int64_t>& within) {
+  return Planner(program, shapes, inputs, within).run();
 }
 
 }  // namespace sparseq::network

@@ -30,6 +30,9 @@ struct Layout {
 // Whether an instruction only quantises an input: it reads any strides.
 bool quantises(const Program& program, const Instruction& i);
 
-Layout lay_out(const Program& program, const std::vector<Shape>& shapes, const std::vector<gemm::Pixels>& inputs);
+// within: of every value the instruction that makes it, part by part, when it wants it, or -1 if its own does: no
+// memory is for it, and what it is made of lasts until then.
+Layout lay_out(const Program& program, const std::vector<Shape>& shapes, const std::vector<gemm::Pixels>& inputs,
+               const std::vector<int64_t>& within);
 
 }  // namespace sparseq::network

@@ -20,7 +20,8 @@ class Plan::Builder {
       : plan_(plan), program_(*plan.program_), constants_(constants), isa_(isa), kernels_(network::kernels(isa)) {
     shapes_ = shapes_of(program_, inputs, constants);
     for (size_t n = 0; n < inputs.size(); ++n) pixels_.push_back(pixels_of(program_.inputs[n], inputs[n]));
-    layout_ = lay_out(program_, shapes_, pixels_);
+    find_within();
+    layout_ = lay_out(program_, shapes_, pixels_, within_);
     plan_.bytes_ = layout_.bytes;
   }
 
@@ -33,6 +34,7 @@ class Plan::Builder {
     };
     for (size_t n = 0; n < program_.instructions.size(); ++n) {
       const Instruction& i = program_.instructions[n];
+      if (within_[size_t(result(n))] >= 0) continue;
       if (quantises(program_, i)) {
         quantise(i, n);
         continue;
@@ -58,6 +60,25 @@ class Plan::Builder {
   int32_t result(size_t n) const { return int32_t(program_.inputs.size() + n); }
   const Shape& shape(int32_t value) const { return shapes_[size_t(value)]; }
   Place place(int32_t value) const { return layout_.homes[size_t(value)].place; }
+
+  // Convolutions of single pixels whose float32 outputs another one adds, and nobody else wants: in memory they would
+  // be four times what they are made of (ResNet's downsampling). AMX, whose items are lines, makes them whole.
+  void find_within() {
+    std::vector<int> users(size_t(program_.values()));
+    for (const Instruction& i : program_.instructions)
+      for (const int32_t v : i.inputs) ++users[size_t(v)];
+    for (const auto& output : program_.outputs) ++users[size_t(output.value)];
+    within_.assign(users.size(), -1);
+    for (size_t n = 0; n < program_.instructions.size(); ++n) {
+      const Instruction& i = program_.instructions[n];
+      if (i.op != Op::conv || i.inputs.size() < 2 || i.groups != 1 || isa_ == Isa::amx_int8) continue;
+      const Instruction* made = program_.maker(i.inputs[1]);
+      if (made == nullptr || made->op != Op::conv || made->inputs.size() > 1 || made->grid || made->groups != 1)
+        continue;
+      const auto& w = constants_[size_t(made->constants[0])].sizes;
+      if (w[2] == 1 && w[3] == 1 && users[size_t(i.inputs[1])] == 1) within_[size_t(i.inputs[1])] = int64_t(n);
+    }
+  }
 
   template <class S>
   void add(S step, size_t n) {
@@ -120,7 +141,7 @@ class Plan::Builder {
         if (!i.constants.empty()) step.scale = i.constants[0], step.shift = i.constants[1];
         return copy(std::move(step), i.inputs[0], place(result(n)), n);
       }
-      case Op::conv: return convolution(i, n);
+      case Op::conv: return add(convolution(i, n), n);
       case Op::max_pool:
       case Op::avg_pool:
       case Op::adaptive: return pool(i, n);
@@ -206,7 +227,7 @@ class Plan::Builder {
     add(std::move(step), n);
   }
 
-  void convolution(const Instruction& i, size_t n) {
+  ConvStep convolution(const Instruction& i, size_t n) {
     const auto& w = constants_[size_t(i.constants[0])].sizes;
     const Shape &x = shape(i.inputs[0]), &y = shape(result(n));
     ConvStep step;
@@ -236,12 +257,14 @@ class Plan::Builder {
       step.residual = place(i.inputs[1]);
       e.residual_type = r.type, e.residual_stride = r.pixel;
       e.residual_scale = r.scale, e.residual_zero_point = r.zero;
+      if (within_[size_t(i.inputs[1])] >= 0)
+        step.added.push_back(convolution(*program_.maker(i.inputs[1]), size_t(i.inputs[1]) - program_.inputs.size()));
     }
     for (size_t k = 0; k < i.constants.size(); ++k) step.constants[k] = i.constants[k];
     step.tiles_bytes = constants_[size_t(i.constants[1])].sizes[0];
     step.threads = plan_.threads_;
     step.isa = isa_;
-    add(std::move(step), n);
+    return step;
   }
 
   // A pixel outside of the image.
@@ -259,6 +282,7 @@ class Plan::Builder {
   const Kernels& kernels_;
   std::vector<Shape> shapes_;
   std::vector<gemm::Pixels> pixels_;
+  std::vector<int64_t> within_;  // lay_out's
   Layout layout_;
 };
 

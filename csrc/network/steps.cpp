@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../gemm/winograd.h"
+
 namespace sparseq::network {
 
 LoadStep::LoadStep(const gemm::Pixels& pixels, Place x_, Place y_, int64_t threads)
@@ -103,6 +105,7 @@ void NormStep::bind(const Call& call) {
 }
 
 void ConvStep::bind(const Call& call) {
+  for (ConvStep& step : added) step.bind(call);
   const auto* bytes = static_cast<const uint8_t*>(call.constants[size_t(constants[1])]);
   if (!tiles_ || tiles_at_ != bytes || std::memcmp(&header_, bytes, sizeof header_) != 0) {
     tiles_.emplace(static_cast<const int8_t*>(call.constants[size_t(constants[0])]),
@@ -131,8 +134,9 @@ void ConvStep::divide() {
     return;
   }
   plan_ = plan_work(weight.tiles, pointwise ? nullptr : &conv, pixels, gemm::cache_sizes(), int(threads));
-  const double nanoseconds = double(pixels * outputs) * (double(depth) / (plan_.amx ? 600 : 80) + 0.5);
-  share = network::share(plan_.items, nanoseconds / double(std::max<int64_t>(1, plan_.items)), threads);
+  double all = nanoseconds();
+  for (const ConvStep& step : added) all += step.nanoseconds();
+  share = network::share(plan_.items, all / double(std::max<int64_t>(1, plan_.items)), threads);
   if (share.chunk == share.items) return;
   if (plan_.winograd || plan_.amx)
     share.chunk = plan_.claim;  // each transforms or copies its inputs
@@ -140,13 +144,54 @@ void ConvStep::divide() {
     share.chunk = (share.chunk + plan_.claim - 1) / plan_.claim * plan_.claim;
 }
 
+double ConvStep::nanoseconds() const {
+  const double outputs = double(conv.batch * conv.out_height * conv.out_width * shape.groups * shape.out_channels);
+  return outputs * (double(shape.taps * shape.in_channels) / (plan_.amx ? 600 : 80) + 0.5);
+}
+
 void ConvStep::run(int64_t begin, int64_t end) const {
   const gemm::TiledWeight& weight = **tiles_;
   const sparseq::Kernels& kernel = gemm::kernels(isa);
   if (weight.header->kind == gemm::TileKind::depthwise)
-    kernel.depthwise(depthwise_, input, epilogue, begin, end);
-  else
-    kernel.run(weight.tiles, input, epilogue, plan_, begin, end);
+    return kernel.depthwise(depthwise_, input, epilogue, begin, end);
+  if (added.empty()) return kernel.run(weight.tiles, input, epilogue, plan_, begin, end);
+  const int64_t of_block = plan_.items / plan_.row_blocks;
+  for (int64_t stop; begin < end; begin = stop) {
+    stop = std::min(end, (begin / of_block + 1) * of_block);
+    add_and_run(begin, stop);
+  }
+}
+
+// Items of one block.
+void ConvStep::add_and_run(int64_t begin, int64_t end) const {
+  const Tiles &tiles = (**tiles_).tiles, &of_added = (**added[0].tiles_).tiles;
+  const int64_t of_block = plan_.items / plan_.row_blocks, block = begin / of_block, outputs = shape.out_channels;
+  const int64_t width = plan_.winograd ? winograd::kGroup : tiles.group_width();
+  const int64_t channel = begin % of_block * width, channels = std::min((end - begin) * width, outputs - channel);
+  const auto first_row = [&](int64_t n) {
+    const int64_t at = n * plan_.row_block;
+    return std::min(plan_.winograd ? winograd::first_row(conv, plan_.winograd, at) : at, plan_.rows);
+  };
+  WorkPlan plan = added[0].plan_;
+  plan.start = first_row(block), plan.rows = first_row(block + 1);
+  plan.row_blocks = (plan.rows - plan.start + plan.row_block - 1) / plan.row_block;
+
+  thread_local AlignedBytes sums;
+  const auto size = size_t((plan.rows - plan.start) * channels) * sizeof(float);
+  if (sums.size() < size) sums = AlignedBytes(size);
+  Epilogue parted = added[0].epilogue, own = epilogue;
+  // Where row 0 and channel 0 would be; kernels add theirs to it.
+  parted.output = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(sums.data()) -
+                                          sizeof(float) * uintptr_t(plan.start * channels + channel));
+  parted.output_stride = channels;
+  own.residual = parted.output, own.residual_stride = channels;
+
+  const sparseq::Kernels& kernel = gemm::kernels(isa);
+  const int64_t group = of_added.group_width(), groups = of_added.channel_groups();
+  for (int64_t rows = 0; rows < plan.row_blocks; ++rows)
+    kernel.run(of_added, added[0].input, parted, plan, rows * groups + channel / group,
+               rows * groups + (channel + channels + group - 1) / group);
+  kernel.run(tiles, input, own, plan_, begin, end);
 }
 
 }  // namespace sparseq::network

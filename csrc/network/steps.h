@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <variant>
+#include <vector>
 
 #include "../gemm/runs.h"
 #include "../gemm/tiles_for.h"
@@ -128,6 +129,9 @@ struct ConvStep {
   int64_t tiles_bytes = 0;
   int64_t threads = 1;
   Isa isa = Isa::scalar;
+  // None, or the one whose float32 outputs, of the same shape, are the residual: it has no place, and is run for each
+  // part of this one's outputs just before that part.
+  std::vector<ConvStep> added;
   Share share;
 
   void bind(const Call& call);
@@ -135,6 +139,8 @@ struct ConvStep {
 
  private:
   void divide();
+  double nanoseconds() const;
+  void add_and_run(int64_t begin, int64_t end) const;
   std::optional<gemm::TilesFor> tiles_;  // of the last call, which most calls' are
   const void* tiles_at_ = nullptr;
   gemm::TileHeader header_{};
