@@ -9,13 +9,15 @@ float weights, and each engine's outputs are first compared with its own float n
 that calibration saw and others. Then all engines of a network take turns, in bursts, at 2 threads.
 Without VNNI the peers' 8-bit products saturate. Ours are exact, and take longer where two weights
 side by side add up to more than 128: hence a row whose weights have 7 bits. Needs the peers:
-`pip install -e ".[peers]"`.
+`pip install -e ".[peers]"`. Our files are saved with `compress=False`: what is 2:4 stays in its
+file, too.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import re
 import tempfile
 import warnings
 from contextlib import ExitStack
@@ -243,8 +245,10 @@ def main(arguments: list[str], results: Path = RESULTS) -> None:
 
 
 def write(found: dict[str, Any], results: Path) -> str:
-    """To networks_{ISA}.json and .md; returns the latter's text."""
-    stem = f"networks_{found['environment']['isa']}"
+    """To networks_{ISA}_{the CPU's maker}.json and .md; returns the latter's text."""
+    cpu, isa = found["environment"]["cpu"], found["environment"]["isa"]
+    maker = re.match(r"\w*", cpu)[0].lower()  # type: ignore[index]  # matches anything
+    stem = f"networks_{isa}_{maker}"
     with atomic_path(results / f"{stem}.json") as path:
         path.write_text(json.dumps(found, indent=1) + "\n")
     text = page((__doc__ or "").strip(), found, list(OURS))
