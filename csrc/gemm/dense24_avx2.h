@@ -25,7 +25,6 @@ struct Dense24Avx2 {
 
   static Vec load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const Vec*>(p)); }
   static void store(uint8_t* p, Vec x) { _mm256_storeu_si256(reinterpret_cast<Vec*>(p), x); }
-  static Vec dwords(uint32_t bytes) { return _mm256_set1_epi32(static_cast<int32_t>(bytes)); }
   // A byte of each dword, in all four of its places.
   static Vec spread(Vec x, int byte) {
     const Vec first = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
@@ -38,7 +37,7 @@ struct Dense24Avx2 {
 
   // sparse24/pack.cpp's order: fields of 2 bits, one after the other in the order of the steps.
   static void expand(const sparseq::Tiles& w, const sparseq::Chunk& chunk, uint8_t* to) {
-    const Vec places = dwords(0x03020100), field = _mm256_set1_epi8(3);
+    const Vec places = _mm256_set1_epi32(0x03020100), field = _mm256_set1_epi8(3);
     const uint8_t* from = w.data + chunk.data;
     Vec positions = _mm256_setzero_si256();
     for (uint32_t b = 0; b < chunk.blocks(); ++b) {

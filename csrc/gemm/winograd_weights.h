@@ -1,5 +1,4 @@
-// The weights of a group of outputs as winograd_kernel.h reads them: where tiles have them in fours of inputs, or
-// there.
+// The weights of a group of outputs in fours of inputs, as winograd_kernel.h reads them: in the tiles, else unpacked.
 #pragma once
 #include <cstdint>
 
