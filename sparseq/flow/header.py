@@ -136,17 +136,21 @@ def check_states(model: nn.Module, states: dict[str, Any]) -> None:
         raise ValueError(f"the model has no {unknown[0]}")
 
 
+def _bounded(values: Tensor | None, low: float, high: float) -> bool:
+    """Whether all values are in [low, high], which a NaN is not."""
+    if values is None or not values.numel():
+        return True
+    least, most = torch.aminmax(values)
+    return low <= least.item() and most.item() <= high
+
+
 def _within(name: str, values: Tensor | None, low: int, high: int) -> None:
-    if (
-        values is not None
-        and values.numel()
-        and not (low <= int(values.min()) and int(values.max()) <= high)
-    ):
+    if not _bounded(values, low, high):
         raise ValueError(f"{name} must be in [{low}, {high}]")
 
 
 def _scales(name: str, values: Tensor | None, least: float) -> None:
-    if values is not None and not bool((values.isfinite() & (values >= least)).all()):
+    if not _bounded(values, least, torch.finfo(torch.float32).max):
         raise ValueError(f"{name} must be finite and {'positive' if least else 'not negative'}")
 
 
