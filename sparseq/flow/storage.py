@@ -87,7 +87,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, compress: bool = Tru
         model: any; its architecture is not stored, only what sparseq did to it, and its tensors.
         path: written aside and renamed.
         compress: False to store every tensor plain: a larger file, of which `load` need not decode
-            what is sparse or of 4 bits, and can leave all of it where it is.
+            what is sparse or of 4 bits, and can leave all large ones where they are.
 
     Raises:
         OSError: the file cannot be written.
@@ -204,9 +204,9 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, T
 def load(path: str | os.PathLike[str], model: Model, *, mmap: bool = True) -> Model:
     """Read what `save` wrote into a float model of the same architecture, in place.
 
-    Tensors that the file holds plain stay in it: they are mapped and read when they are used, which
-    weights whose layers run on tiles made of them are not. A file that a model was loaded from may
-    be removed or replaced, as `save` does, but not be written into.
+    Tensors of 64 KiB and more that the file holds plain stay in it: they are mapped, and read when
+    they are used, which weights whose layers run on tiles made of them are not. A file that a model
+    was loaded from may be removed or replaced, as `save` does, but not be written into.
 
     Args:
         path: of the file.
