@@ -31,11 +31,12 @@ double best_of(F f) {
 }
 
 // GMAC/s of a micro-kernel on blocks of one class.
-template <bool kDense>
+template <bool kDense, class Micro = MICRO>
 double in_l1(int block_class) {
-  const int rows = kDense ? MICRO::kDenseRows : MICRO::kSparseRows;
-  const int lanes = MICRO::kLanes * (kDense ? MICRO::kDenseVectors : 1);
-  const bool half = kDense && MICRO::kClassified && block_class != sparseq::kQuad;
+  constexpr bool kBroad = kDense && Micro::kBroadRows > 0;
+  const int rows = kBroad ? Micro::kBroadRows : kDense ? Micro::kDenseRows : Micro::kSparseRows;
+  const int lanes = Micro::kLanes * (kBroad ? Micro::kBroadVectors : kDense ? Micro::kDenseVectors : 1);
+  const bool half = kDense && Micro::kClassified && block_class != sparseq::kQuad;
   const int inputs = kDense ? (half ? 4 : 8) : 16, blocks = 256 / inputs, calls = 200;
   sparseq::AlignedBytes weights(32 * 1024), activations(16 * 1024);
   for (std::size_t i = 0; i < weights.size(); ++i) weights.data()[i] = static_cast<uint8_t>(i * 7 % 8);
@@ -46,17 +47,20 @@ double in_l1(int block_class) {
   uint32_t count[sparseq::kClasses] = {};
   static const int32_t start[64] = {};
   count[block_class] = static_cast<uint32_t>(blocks);
-  const uint8_t* next = MICRO::kClassified ? weights.data() : nullptr;
-  const sparseq::Operands operands{pointers.data(), rows,           activations.data(), 320,   refs.data(),
-                                   count,           weights.data(), weights.data(),     start, next};
+  const uint8_t* next = Micro::kClassified ? weights.data() : nullptr;
+  const sparseq::Operands operands{
+      pointers.data(), rows, activations.data(), 320, refs.data(), count, 256, weights.data(), weights.data(),
+      start,           next};
   alignas(64) static int32_t acc[64 * 64];
-  using Rows = std::conditional_t<MICRO::kStrided, StridedRows, TapRows>;  // as a linear layer's
+  using Rows = std::conditional_t<Micro::kStrided, StridedRows, TapRows>;  // as a linear layer's
   using Function = void (*)(const sparseq::Operands&, int32_t*, int64_t, bool);
   Function volatile chosen = [] {
-    if constexpr (kDense)
-      return Function{MICRO::template dense<MICRO::kDenseRows, Rows>};
+    if constexpr (kBroad)
+      return Function{Micro::template broad<Micro::kBroadRows>};
+    else if constexpr (kDense)
+      return Function{Micro::template dense<Micro::kDenseRows, Rows>};
     else
-      return Function{MICRO::template sparse<MICRO::kSparseRows, Rows>};
+      return Function{Micro::template sparse<Micro::kSparseRows, Rows>};
   }();
   const Function micro = chosen;  // not inlined: as the driver calls it
   const double time = best_of([&] {

@@ -24,8 +24,10 @@ struct Avx512Vnni {
   static constexpr int kLanes = 16;
 #ifdef __SANITIZE_ADDRESS__  // instrumented, sixteen unrolled rows take gcc 12 many minutes to compile
   static constexpr int kDenseRows = 4, kDenseVectors = 2, kSparseRows = 4;
+  static constexpr int kBroadRows = 2, kBroadVectors = 4;
 #else
   static constexpr int kDenseRows = 12, kDenseVectors = 2, kSparseRows = 16;
+  static constexpr int kBroadRows = 6, kBroadVectors = 4;
 #endif
   using Vec = Vec512;
   using Acc = Vec512;
@@ -61,9 +63,10 @@ struct Avx512Vnni {
   }
   static Vec shuffle(Vec x, Vec index) { return SPARSEQ_512(shuffle_epi8)(x, index); }
   SPARSEQ_INLINE static void dot(Acc& acc, Vec a, Vec w) {
-    acc = SPARSEQ_512(dpbusd_epi32)(acc, a, w);
 #ifndef SPARSEQ_PORTABLE_INTRINSICS
-    asm volatile("" : "+v"(acc));  // as Avx2Bytes::pin
+    asm volatile("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(w));  // in its place, in order: as Avx2Bytes::pin
+#else
+    acc = SPARSEQ_512(dpbusd_epi32)(acc, a, w);
 #endif
   }
 };

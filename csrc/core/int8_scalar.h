@@ -157,6 +157,7 @@ struct ScalarDot {
   using FloatTrait = ScalarFloat;
   static constexpr int kLanes = 8;
   static constexpr int kDenseRows = 4, kDenseVectors = 2, kSparseRows = 4;
+  static constexpr int kBroadRows = 0, kBroadVectors = 0;
   struct Vec {
     uint8_t b[4 * kLanes];
   };

@@ -42,6 +42,7 @@ const Kernels& kernels_amx_int8() {
     Kernels kernels = kernels_avx512_vnni();
     kernels.name = "amx_int8";
     kernels.layout.tile_inputs = amx::kInputs;
+    kernels.layout.broad_vectors = 0;
     kernels.layout.direct = {};  // Winograd's 16-bit products are slower than these
     kernels.run = run;
     return kernels;

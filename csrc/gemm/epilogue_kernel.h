@@ -50,11 +50,14 @@ struct EpilogueKernel {
     reach = reach_of();
   }
 
-  // [channels], padded: minus the zero point's share; whether there is one.
-  bool starts(int32_t* to) const {
-    if (e.row_zero != nullptr || e.zero == 0) return false;
-    for (int64_t v = 0; v < count; v += kLanes) F::store_int(to + v, F::sub(F::set_int(0), F::load_int(shift + v)));
-    return true;
+  // [channels], padded: minus the zero point's share, and `more`, which may be null; whether there is either.
+  bool starts(int32_t* to, const int32_t* more = nullptr) const {
+    const bool shifted = e.row_zero == nullptr && e.zero != 0;
+    for (int64_t v = 0; v < count; v += kLanes) {
+      const Int from = more == nullptr ? F::set_int(0) : F::load_int(more + v);
+      F::store_int(to + v, shifted ? F::sub(from, F::load_int(shift + v)) : from);
+    }
+    return shifted || more != nullptr;
   }
 
   // Lines that `rows` will write and read: a store that misses L1 holds up those behind it (Zen 3: 12544 x 24 -> 144 of

@@ -20,11 +20,11 @@ namespace {
 template <class Micro>
 struct Driver {
   using Function = void (*)(const sparseq::Operands&, int32_t*, int64_t, bool);
+  using Epilogue = EpilogueKernel<typename Micro::Float, false>;
   // Up to this many rows a 2:4 block is used once per load, and splitting its positions in registers is cheaper.
   static constexpr int kStoredRows = 4;
   static constexpr int64_t kFinished = 8;  // tiles whose sums leave together, while they are in L1
   static constexpr bool kExpands = Micro::kExpandedBlock > 0;
-  static constexpr int kGroupWidth = Micro::kGroupVectors * Micro::kLanes;
 
   template <class Rows, int... R>
   static Function pick_dense(int rows, std::integer_sequence<int, R...>) {
@@ -37,6 +37,11 @@ struct Driver {
     return table[rows - 1];
   }
   template <int... R>
+  static Function pick_broad(int rows, std::integer_sequence<int, R...>) {
+    static constexpr Function table[] = {Micro::template broad<R + 1>...};
+    return table[rows - 1];
+  }
+  template <int... R>
   static Function pick_stored(int rows, std::integer_sequence<int, R...>) {
     static constexpr Function table[] = {Micro::template sparse<R + 1, TapRows, true>...};
     return table[rows - 1];
@@ -46,7 +51,11 @@ struct Driver {
     return dense ? pick_dense<Rows>(rows, std::make_integer_sequence<int, Micro::kDenseRows>{})
                  : pick_sparse<Rows>(rows, std::make_integer_sequence<int, Micro::kSparseRows>{});
   }
-  static Function pick(bool dense, bool stored, bool strided, int rows) {
+  static Function pick(const sparseq::Tiles& w, bool stored, bool strided, int rows) {
+    const bool dense = w.kind == sparseq::WeightKind::dense;
+    if constexpr (Micro::kBroadRows > 0) {
+      if (w.broad()) return pick_broad(rows, std::make_integer_sequence<int, Micro::kBroadRows>{});
+    }
     if constexpr (kExpands) {
       if (stored) return pick_stored(rows, std::make_integer_sequence<int, kStoredRows>{});
     }
@@ -72,13 +81,17 @@ struct Driver {
     }
   }
 
-  // Which weights tile t should prefetch, one line per block, while it multiplies. The only tile of a chunk
-  // looks ahead of itself; of many tiles the first two fetch the panel's next chunk, the others (null) nothing.
-  static const uint8_t* ahead(const sparseq::Tiles& w, const sparseq::Chunk& chunk, int64_t chunks_on, int64_t t,
-                              int64_t tiles) {
+  // Which weights tile t should prefetch while it multiplies. The only tile of a chunk looks ahead of itself; of many
+  // tiles the first ones fetch the panel's next chunk, one line per block, the others nothing.
+  static void look_ahead(const sparseq::Tiles& w, const sparseq::Chunk& chunk, int64_t chunks_on, int64_t t,
+                         int64_t tiles, sparseq::Operands& o) {
+    const int64_t lines = w.kind == sparseq::WeightKind::dense ? sparseq::kDenseBlock * w.panel_width() / 64 : 2;
     const uint8_t* data = w.data + chunk.data;
-    if (tiles == 1) return data + 2048;
-    return t < 2 ? data + chunks_on * w.chunk_bytes() + t * 64 * int64_t{chunk.blocks()} : nullptr;
+    o.next = nullptr, o.next_lines = tiles == 1 ? lines : 1;
+    if (tiles == 1)
+      o.next = data + 2048;
+    else if (t < lines)
+      o.next = data + chunks_on * w.chunk_bytes() + t * 64 * int64_t{chunk.blocks()};
   }
 
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
@@ -88,16 +101,16 @@ struct Driver {
       if (plan.winograd) return Micro::Winograd::run(w, input, epilogue, plan, begin, end);
     }
     const bool dense = w.kind == sparseq::WeightKind::dense;
-    const int most = dense ? Micro::kDenseRows : Micro::kSparseRows;
+    const int most = w.tile_rows(), width = w.group_width();
     const int64_t taps = w.shape.taps, channel_groups = w.channel_groups();
-    const int64_t panels = kGroupWidth / w.panel_width();
+    const int64_t panels = width / w.panel_width();
     const bool stored = !dense && plan.rows <= kStoredRows;
     const bool strided = Micro::kStrided && !stored && input.conv == nullptr;
     const int64_t panel_expanded = dense    ? 2 * Micro::kWideStep * w.chunk_blocks
                                    : stored ? 0
                                             : Micro::kExpandedBlock * w.chunk_blocks;
     const int64_t expanded = panels * panel_expanded;
-    const int64_t acc_bytes = plan.row_block * kGroupWidth * 4;
+    const int64_t acc_bytes = (w.chunks > 1 ? plan.row_block : smaller(plan.row_block, kFinished * most)) * width * 4;
     const int64_t table_bytes = plan.row_block * taps * static_cast<int64_t>(sizeof(uint8_t*));
     uint8_t* scratch = sparseq::thread_scratch(static_cast<std::size_t>(expanded + acc_bytes + table_bytes));
     auto* acc = reinterpret_cast<int32_t*>(scratch + expanded);
@@ -116,41 +129,44 @@ struct Driver {
         RowPointers::build(input, first_input, taps, tile, row0, rows, table);
         pointers_of = block;
       }
-      const int64_t channel = channel_group * kGroupWidth;  // within the convolution group
-      const EpilogueKernel<typename Micro::Float> finish(epilogue, w.weight_sum, group * w.shape.out_channels + channel,
-                                                         smaller(kGroupWidth, w.shape.out_channels - channel));
-      const sparseq::Chunk* chunks = w.chunk + (group * w.panels + channel_group * panels) * w.chunks;
+      const int64_t channel = channel_group * width;  // within the convolution group
+      const Epilogue finish(epilogue, w.weight_sum, group * w.shape.out_channels + channel,
+                            smaller(width, w.shape.out_channels - channel));
+      alignas(64) int32_t start[Epilogue::kMaxWidth] = {};
+      const int64_t first_panel = group * w.panels + channel_group * panels;
+      const bool started = finish.starts(start, w.start == nullptr ? nullptr : w.start + first_panel * w.panel_width());
+      const sparseq::Chunk* chunks = w.chunk + first_panel * w.chunks;
       for (int64_t c = 0; c < w.chunks; ++c) {
         sparseq::Operands operands[Micro::kGroupVectors];
         const sparseq::Chunk* of_panel[Micro::kGroupVectors];
         for (int64_t p = 0; p < panels; ++p) {
-          const int64_t panel = group * w.panels + channel_group * panels + p;
           const sparseq::Chunk& chunk = chunks[p * w.chunks + c];
           of_panel[p] = &chunk;
           sparseq::Operands& o = operands[p];
           o.tile = tile, o.pitch = input.stride;
           o.refs = w.refs + chunk.refs, o.count = chunk.count;
-          o.start = w.start == nullptr ? nullptr : w.start + panel * w.panel_width();
+          o.tap_inputs = sparseq::kDenseBlock * w.tap_blocks(sparseq::kDenseBlock);
+          o.start = started ? start + p * w.panel_width() : nullptr;
           prepare(w, chunk, stored, scratch + p * panel_expanded, o);
         }
         // A panel's chunks lie one behind the other; after the last come the work item's other panels.
         const int64_t chunks_on = c + 1 < w.chunks ? 1 : 1 + (panels - 1) * w.chunks;
-        Function micro = pick(dense, stored, strided, static_cast<int>(smaller(tile, rows)));
+        Function micro = pick(w, stored, strided, static_cast<int>(smaller(tile, rows)));
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t first = t * tile, some = smaller(tile, rows - first);
-          if (some < tile) micro = pick(dense, stored, strided, static_cast<int>(some));
+          if (some < tile) micro = pick(w, stored, strided, static_cast<int>(some));
           if (c + 1 == w.chunks) finish.fetch(row0 + first, some);
-          int32_t* tile_acc = acc + first * kGroupWidth;
+          const int64_t from = t / kFinished * kFinished * tile;
+          int32_t* sums = acc + (w.chunks > 1 ? from * width : 0);
           for (int64_t p = 0; p < panels; ++p) {
             sparseq::Operands& o = operands[p];
             o.rows = table + first * taps;
             o.row = input.data + (row0 + first) * input.stride + first_input;
-            o.next = ahead(w, *of_panel[p], chunks_on, t, tiles);
-            micro(o, tile_acc + p * w.panel_width(), kGroupWidth, c == 0);
+            look_ahead(w, *of_panel[p], chunks_on, t, tiles, o);
+            micro(o, sums + (first - from) * width + p * w.panel_width(), width, c == 0);
           }
           if (c + 1 < w.chunks || (t % kFinished != kFinished - 1 && t + 1 < tiles)) continue;
-          const int64_t from = t / kFinished * kFinished * tile;
-          finish.rows(acc + from * kGroupWidth, kGroupWidth, row0 + from, first + some - from);
+          finish.rows(sums, width, row0 + from, first + some - from);
         }
       }
     }
@@ -161,6 +177,8 @@ struct Driver {
     layout.lanes = Micro::kLanes;
     layout.dense_vectors = Micro::kDenseVectors;
     layout.dense_rows = Micro::kDenseRows;
+    layout.broad_vectors = Micro::kBroadVectors;
+    layout.broad_rows = Micro::kBroadRows;
     layout.sparse_rows = Micro::kSparseRows;
     layout.group_vectors = Micro::kGroupVectors;
     layout.classes = Micro::kClassified;

@@ -17,6 +17,7 @@ struct Avx2Micro : Avx2Bytes {
   static constexpr int kDenseVectors = 2;
   static constexpr int kDenseRows = 6;  // 12 accumulators of the 16 registers
   static constexpr int kSparseRows = 8;
+  static constexpr int kBroadVectors = 0, kBroadRows = 0;
   static constexpr int kGroupVectors = 2;
   static constexpr bool kClassified = true;
   static constexpr bool kStrided = true;

@@ -7,6 +7,8 @@
 
 namespace {
 
+using sparseq::kDenseBlock;
+
 template <class T>
 struct DotMicro {
   using Float = typename T::FloatTrait;
@@ -15,6 +17,8 @@ struct DotMicro {
   static constexpr int kLanes = T::kLanes;
   static constexpr int kDenseVectors = T::kDenseVectors;
   static constexpr int kDenseRows = T::kDenseRows;
+  static constexpr int kBroadVectors = T::kBroadVectors;
+  static constexpr int kBroadRows = T::kBroadRows;
   static constexpr int kSparseRows = T::kSparseRows;
   static constexpr int kGroupVectors = 2;
   static constexpr bool kClassified = false;
@@ -22,27 +26,13 @@ struct DotMicro {
   using Winograd = typename T::Winograd;
   using Columns = typename T::Columns;
 
-  template <int R, class Rows>
+  template <int R, class>
   static void dense(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
-    constexpr int V = kDenseVectors, kBytes = 4 * kLanes;
-    Acc c[R][V];
-    load<R, V>(c, acc, stride, first);
-    const uint8_t* w = o.weights;
-    Rows rows(o);
-    for (uint32_t b = 0; b < o.count[0]; ++b, w += 2 * V * kBytes) {
-      const auto p = rows.at(o.refs[b].tap, o.refs[b].offset());
-      prefetch<2 * V * kBytes>(o.next, b * 2 * V * kBytes);
-      Vec wv[2 * V];
-      unroll<2 * V>([&](auto v) SPARSEQ_INLINE { wv[v] = T::load(w + v * kBytes); });
-      unroll<R>([&](auto r) SPARSEQ_INLINE {  // both steps of a row: its pointer is loaded once
-        const uint8_t* row = p[r];
-        unroll<2>([&](auto step) SPARSEQ_INLINE {
-          const Vec x = T::broadcast4(row + 4 * step);
-          unroll<V>([&](auto v) SPARSEQ_INLINE { T::dot(c[r][v], x, wv[step * V + v]); });
-        });
-      });
-    }
-    store<R, V>(c, acc, stride);
+    multiply<R, kDenseVectors>(o, acc, stride, first);
+  }
+  template <int R>
+  static void broad(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
+    multiply<R, kBroadVectors>(o, acc, stride, first);
   }
 
   // Each step selects from 8 inputs, which vpbroadcastq loads: on Zen 5 a broadcast of 16 bytes to 512 bits
@@ -52,7 +42,7 @@ struct DotMicro {
   static void sparse(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
     constexpr int kBytes = 4 * kLanes;
     Acc c[R][1];
-    load<R, 1>(c, acc, stride, first);
+    load<R, 1>(c, acc, stride, first, o.start);
     Rows rows(o);
     const auto block = [&](uint32_t b, const uint8_t* w, Vec index0, Vec index1) SPARSEQ_INLINE {
       const auto p = rows.at(o.refs[b].tap, o.refs[b].offset());
@@ -88,10 +78,53 @@ struct DotMicro {
 
  private:
   template <int R, int V>
-  SPARSEQ_INLINE static void load(Acc (&c)[R][V], const int32_t* acc, int64_t stride, bool first) {
+  static void multiply(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
+    constexpr int kBytes = 4 * kLanes, kBlock = 2 * V * kBytes;
+    constexpr int kKept = 8;
+    constexpr int kSteps = V > 2 ? 1 : 2;  // together, so that a row's pointer is loaded once, as registers allow
+    Acc c[R][V];
+    load<R, V>(c, acc, stride, first, o.start);
+    const uint8_t *w = o.weights, *next = o.next;
+    const sparseq::BlockRef begin = o.count[0] > 0 ? *o.refs : sparseq::BlockRef{};
+    const uint8_t* const* rows = o.rows + begin.tap * o.tile;
+    auto at = static_cast<int64_t>(begin.offset());
+    for (int64_t left = o.count[0] * int64_t{kDenseBlock}, stop; left > 0; at = 0, rows += o.tile) {
+      stop = left < o.tap_inputs - at ? at + left : o.tap_inputs;  // of one tap: up to kKept pointers stay in registers
+      left -= stop - at;
+      const uint8_t* kept[R];
+      unroll<R>([&](auto r) SPARSEQ_INLINE { kept[r] = rows[r]; });
+      for (; at < stop; at += kDenseBlock, w += kBlock) {
+        if (R > kKept) asm("" : "+r"(rows));  // or they would be copied to the stack first
+        if (next != nullptr) {
+          for (int64_t line = 0; line < o.next_lines; ++line) __builtin_prefetch(next + 64 * line);
+          next += 64 * o.next_lines;
+        }
+        unroll<2 / kSteps>([&](auto first_step) SPARSEQ_INLINE {
+          Vec wv[kSteps * V];
+          unroll<kSteps * V>([&](auto v) SPARSEQ_INLINE { wv[v] = T::load(w + (first_step * V + v) * kBytes); });
+          unroll<R>([&](auto r) SPARSEQ_INLINE {
+            unroll<kSteps>([&](auto step) SPARSEQ_INLINE {
+              const Vec x = T::broadcast4((R > kKept ? rows : kept)[r] + at + 4 * (first_step + step));
+              unroll<V>([&](auto v) SPARSEQ_INLINE { T::dot(c[r][v], x, wv[step * V + v]); });
+            });
+          });
+        });
+      }
+    }
+    store<R, V>(c, acc, stride);
+  }
+
+  template <int R, int V>
+  SPARSEQ_INLINE static void load(Acc (&c)[R][V], const int32_t* acc, int64_t stride, bool first,
+                                  const int32_t* start) {
+    if (first && start == nullptr) {
+      unroll<R>([&](auto r) SPARSEQ_INLINE { unroll<V>([&](auto v) SPARSEQ_INLINE { c[r][v] = T::zero(); }); });
+      return;
+    }
+    const int32_t* from = first ? start : acc;
+    const int64_t step = first ? 0 : stride;
     unroll<R>([&](auto r) SPARSEQ_INLINE {
-      unroll<V>([&](auto v)
-                    SPARSEQ_INLINE { c[r][v] = first ? T::zero() : T::load_acc(acc + r * stride + v * kLanes); });
+      unroll<V>([&](auto v) SPARSEQ_INLINE { c[r][v] = T::load_acc(from + r * step + v * kLanes); });
     });
   }
   template <int R, int V>

@@ -30,9 +30,11 @@ struct DirectCosts {
 };
 
 struct Layout {
-  int lanes = 8;            // output channels per vector
-  int dense_vectors = 2;    // vectors per dense panel
-  int dense_rows = 6;       // activation rows per dense tile
+  int lanes = 8;          // output channels per vector
+  int dense_vectors = 2;  // vectors per dense panel
+  int dense_rows = 6;     // activation rows per dense tile
+  int broad_vectors = 0;  // the same of panels of a whole work item (Tiling::broad); 0: there are none
+  int broad_rows = 0;
   int sparse_rows = 8;      // and per 2:4 tile (one vector per panel)
   int group_vectors = 2;    // vectors per work item: a full cache line of float32 outputs
   bool classes = false;     // classify blocks (AVX2)
@@ -65,10 +67,12 @@ struct Operands {
   int64_t pitch;
   const BlockRef* refs;
   const uint32_t* count;  // [kClasses]
+  int64_t tap_inputs;     // in dense blocks of a tap, which lie behind each other where there are no classes
   const uint8_t* weights;
   const uint8_t* wide;   // dense: the blocks of the classes from kWide on, expanded
   const int32_t* start;  // [panel width]: what the sums of a first chunk begin at; null: 0
-  const uint8_t* next;   // weights that will be wanted soon: prefetched at one line per block
+  const uint8_t* next;   // weights that will be wanted soon, or null
+  int64_t next_lines;    // of them, to be fetched with each dense block
 };
 
 struct Chunk {  // the part of one panel whose weights stay in L1 while the rows pass by
@@ -124,10 +128,20 @@ struct Tiling {
   int64_t chunks = 0;        // per panel
   int64_t chunk_blocks = 0;  // most whole blocks in a chunk
 
-  int panel_vectors() const { return kind == WeightKind::dense ? layout.dense_vectors : 1; }
+  // Dense panels of more channels and fewer rows: fewer loads for as many products, where it adds no padding.
+  bool broad() const {
+    const auto padded = [&](int64_t width) { return (shape.out_channels + width - 1) / width * width; };
+    return kind == WeightKind::dense && layout.broad_vectors > 0 &&
+           padded(layout.broad_vectors * layout.lanes) == padded(layout.group_vectors * layout.lanes);
+  }
+  int panel_vectors() const {
+    return kind != WeightKind::dense ? 1 : broad() ? layout.broad_vectors : layout.dense_vectors;
+  }
   int panel_width() const { return panel_vectors() * layout.lanes; }
-  int group_width() const { return layout.group_vectors * layout.lanes; }
-  int tile_rows() const { return kind == WeightKind::dense ? layout.dense_rows : layout.sparse_rows; }
+  int group_width() const { return std::max(panel_vectors(), layout.group_vectors) * layout.lanes; }
+  int tile_rows() const {
+    return kind != WeightKind::dense ? layout.sparse_rows : broad() ? layout.broad_rows : layout.dense_rows;
+  }
   int64_t chunk_bytes() const {  // of all but a panel's last chunk
     if (kind == WeightKind::dense) return chunk_blocks * kDenseBlock * panel_width();
     return (layout.classes ? 12 * chunk_blocks : 8 * chunk_blocks + 4 * ((chunk_blocks + 1) / 2)) * panel_width();
@@ -140,6 +154,7 @@ struct Tiling {
     const int64_t steps = tap_steps(block_inputs), blocks = (shape.in_channels + block_inputs - 1) / block_inputs;
     return steps == 0 ? 0 : (blocks + steps - 1) / steps;
   }
+  int64_t tap_blocks(int64_t block_inputs) const { return tap_steps(block_inputs) * step_blocks(block_inputs); }
   int64_t channel_groups() const { return panels * panel_width() / group_width(); }  // per conv group
 };
 

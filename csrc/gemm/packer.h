@@ -31,11 +31,13 @@ void fill(PackedWeight& packed, int64_t block_inputs, int64_t block_bytes, const
   const int64_t width = packed.panel_width(), group_width = packed.group_width();
   const int64_t groups_of_channels = (shape.out_channels + group_width - 1) / group_width;
   packed.panels = groups_of_channels * group_width / width;
-  const int64_t per_tap = packed.tap_steps(block_inputs) * packed.step_blocks(block_inputs);
+  const int64_t per_tap = packed.tap_blocks(block_inputs);
   const int64_t blocks = per_tap * shape.taps;
-  // One work item's weights for a chunk take half of L1; the rest is for activations and accumulators.
+  // One work item's weights for a chunk take half of L1; the rest is for activations and accumulators. Broad panels'
+  // may come from L2, at 21 bytes a cycle: that takes less than to write down the sums and read them again.
   const int64_t item_bytes = block_inputs * group_width;
-  packed.chunk_blocks = std::max<int64_t>(4, static_cast<int64_t>(caches.l1 / 2) / item_bytes);
+  const auto most = static_cast<int64_t>(packed.broad() ? caches.l1 * 3 / 2 : caches.l1 / 2);
+  packed.chunk_blocks = std::max<int64_t>(4, most / item_bytes);
   packed.chunks = std::max<int64_t>(1, (blocks + packed.chunk_blocks - 1) / packed.chunk_blocks);
   packed.chunk_blocks = (blocks + packed.chunks - 1) / packed.chunks;
 

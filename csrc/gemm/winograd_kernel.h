@@ -28,7 +28,8 @@ struct WinogradTiles {
     const int64_t strips = sparseq::winograd::strips(s, T), in_strip = sparseq::winograd::tiles(s, T);
     const int64_t groups = (outputs + kGroup - 1) / kGroup, most = plan.row_block * in_strip;
     // From point to point; not a multiple of 4 KiB, or a tile's points would compete for one set of the cache.
-    const int64_t v_step = most * channels + kApart, u_step = channels * kGroup + kApart;
+    const int64_t v_block = most * kWords, v_step = (channels + kWords - 1) / kWords * v_block + kApart;
+    const int64_t u_step = channels * kGroup + kApart;
     const int64_t m_step = most * kGroup + kApart;
     // One behind the other in the thread's memory, all of whole cache lines.
     const int64_t v_size = 2 * kSide * kSide * v_step, u_size = 2 * 2 * kSide * u_step, m_size = 4 * kSide * m_step;
@@ -51,8 +52,8 @@ struct WinogradTiles {
       const int64_t count = smaller(plan.row_block, s.batch * strips - first), tiles = count * in_strip;
       if (block != transformed) {
         for (int64_t i = 0; i < count; ++i)
-          transform(input, channels, (first + i) / strips, (first + i) % strips, v + i * in_strip * channels, v_step,
-                    columns);
+          transform(input, channels, (first + i) / strips, (first + i) % strips, v + i * in_strip * kWords, v_block,
+                    v_step, columns);
         transformed = block;
       }
       const Fours g = WinogradWeights<W>::group(w, group, fours);
@@ -61,7 +62,8 @@ struct WinogradTiles {
         for (int64_t r = 0; r < 2; ++r) {
           const int64_t i = F::kShared[p][r];
           for (int64_t j = 0; j < kSide; ++j)
-            product(v + (kSide * i + j) * v_step, u + (kSide * r + j) * u_step, channels, tiles, m + j * m_step);
+            product(v + (kSide * i + j) * v_step, v_block, u + (kSide * r + j) * u_step, channels, tiles,
+                    m + j * m_step);
           across(m, m_step, tiles, half + i * T * m_step);
         }
       });
@@ -79,10 +81,11 @@ struct WinogradTiles {
   }
 
  private:
-  // V of a strip's tiles, [tile][channel] of each point: B^T d column by column of the image, then across.
+  // V of a strip's tiles, [block of kWords channels][tile][channel] of each point, so that a product's tiles lie at
+  // constant distances: B^T d column by column of the image, then across.
   template <class X>
   static void strip(const sparseq::Input& input, int64_t channels, int64_t image, int64_t index, int16_t* v,
-                    int64_t point_stride, int16_t* columns) {
+                    int64_t block, int64_t point_stride, int16_t* columns) {
     constexpr int64_t kTogether = X::kWords;  // channels
     using Inputs = Filter<X, T>;
     const sparseq::ConvShape& s = *input.conv;
@@ -108,8 +111,8 @@ struct WinogradTiles {
       }
       unroll<kSide>([&](auto i) SPARSEQ_INLINE {
         const int16_t* from = columns + i * width * kTogether;
-        int16_t* to = v + kSide * i * point_stride + channel;
-        for (int64_t tile = 0; tile < tiles; ++tile, from += T * kTogether, to += channels) {
+        int16_t* to = v + kSide * i * point_stride + channel / kWords * block + channel % kWords;
+        for (int64_t tile = 0; tile < tiles; ++tile, from += T * kTogether, to += kWords) {
           typename X::Vec d[kSide], points[kSide];
           unroll<kSide>([&](auto j) SPARSEQ_INLINE { d[j] = X::load(from + j * kTogether); });
           Inputs::inputs(d, points);
@@ -142,31 +145,30 @@ struct WinogradTiles {
       });
   }
 
-  static void product(const int16_t* v, const int16_t* u, int64_t channels, int64_t tiles, int32_t* m) {
+  static void product(const int16_t* v, int64_t block, const int16_t* u, int64_t channels, int64_t tiles, int32_t* m) {
     const int64_t steps = (tiles + kRows - 1) / kRows, rows = (tiles + steps - 1) / steps;
     for (int64_t first = 0; first < tiles; first += rows)
-      with_rows(smaller(rows, tiles - first), std::make_integer_sequence<int, kRows>{}, v + first * channels, u,
+      with_rows(smaller(rows, tiles - first), std::make_integer_sequence<int, kRows>{}, v + first * kWords, block, u,
                 channels, m + first * kGroup);
   }
   template <int... R>
-  static void with_rows(int64_t rows, std::integer_sequence<int, R...>, const int16_t* v, const int16_t* u,
-                        int64_t channels, int32_t* m) {
-    using Function = void (*)(const int16_t*, const int16_t*, int64_t, int32_t*);
+  static void with_rows(int64_t rows, std::integer_sequence<int, R...>, const int16_t* v, int64_t block,
+                        const int16_t* u, int64_t channels, int32_t* m) {
+    using Function = void (*)(const int16_t*, int64_t, const int16_t*, int64_t, int32_t*);
     static constexpr Function table[] = {multiply<R + 1>...};
-    table[rows - 1](v, u, channels, m);
+    table[rows - 1](v, block, u, channels, m);
   }
   template <int R>
-  static void multiply(const int16_t* v, const int16_t* u, int64_t channels, int32_t* m) {
+  static void multiply(const int16_t* v, int64_t block, const int16_t* u, int64_t channels, int32_t* m) {
     Vec c[R][kVectors];
     unroll<R>([&](auto r) SPARSEQ_INLINE { unroll<kVectors>([&](auto k) SPARSEQ_INLINE { c[r][k] = W::zero(); }); });
-    constexpr int kFours = (R + 3) / 4;  // addresses are sums of one of these and up to three rows
-    const int16_t* four[kFours];
-    unroll<kFours>([&](auto q) SPARSEQ_INLINE { four[q] = v + 4 * q * channels; });
-    for (int64_t i = 0; i < channels; i += 2, u += 2 * kGroup) {
-      Vec w[kVectors];
-      unroll<kVectors>([&](auto k) SPARSEQ_INLINE { w[k] = W::load(u + k * kWords); });
-      unroll<R>([&](auto r) SPARSEQ_INLINE { W::dot(c[r], four[r / 4] + r % 4 * channels, w); });
-      unroll<kFours>([&](auto q) SPARSEQ_INLINE { four[q] += 2; });
+    for (int64_t left = channels; left > 0; left -= kWords, v += block) {
+      const int16_t* const end = v + smaller(left, kWords);
+      for (const int16_t* pair = v; pair != end; pair += 2, u += 2 * kGroup) {
+        Vec w[kVectors];
+        unroll<kVectors>([&](auto k) SPARSEQ_INLINE { w[k] = W::load(u + k * kWords); });
+        unroll<R>([&](auto r) SPARSEQ_INLINE { W::dot(c[r], pair + r * kWords, w); });
+      }
     }
     unroll<R>([&](auto r) SPARSEQ_INLINE {
       unroll<kVectors>([&](auto k) SPARSEQ_INLINE { W::store(m + r * kGroup + k * kLanes, c[r][k]); });

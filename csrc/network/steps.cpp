@@ -167,7 +167,11 @@ void ConvStep::add_and_run(int64_t begin, int64_t end) const {
   const Tiles &tiles = (**tiles_).tiles, &of_added = (**added[0].tiles_).tiles;
   const int64_t of_block = plan_.items / plan_.row_blocks, block = begin / of_block, outputs = shape.out_channels;
   const int64_t width = plan_.winograd ? winograd::kGroup : tiles.group_width();
-  const int64_t channel = begin % of_block * width, channels = std::min((end - begin) * width, outputs - channel);
+  // Whole groups of what is added, which may be wider.
+  const int64_t group = of_added.group_width(), groups = of_added.channel_groups();
+  const int64_t channel = begin % of_block * width / group * group;
+  const int64_t channels =
+      std::min(((begin % of_block + end - begin) * width + group - 1) / group * group, outputs) - channel;
   const auto first_row = [&](int64_t n) {
     const int64_t at = n * plan_.row_block;
     return std::min(plan_.winograd ? winograd::first_row(conv, plan_.winograd, at) : at, plan_.rows);
@@ -187,7 +191,6 @@ void ConvStep::add_and_run(int64_t begin, int64_t end) const {
   own.residual = parted.output, own.residual_stride = channels;
 
   const sparseq::Kernels& kernel = gemm::kernels(isa);
-  const int64_t group = of_added.group_width(), groups = of_added.channel_groups();
   for (int64_t rows = 0; rows < plan.row_blocks; ++rows)
     kernel.run(of_added, added[0].input, parted, plan, rows * groups + channel / group,
                rows * groups + (channel + channels + group - 1) / group);
