@@ -156,8 +156,9 @@ struct ScalarDot {
   using Winograd = void;
   using FloatTrait = ScalarFloat;
   static constexpr int kLanes = 8;
-  static constexpr int kDenseRows = 4, kDenseVectors = 2, kSparseRows = 4;
+  static constexpr int kDenseRows = 4, kDenseVectors = 2;
   static constexpr int kBroadRows = 0, kBroadVectors = 0;
+  static constexpr int kSparseRows = 4, kSparsePanels = 1;
   struct Vec {
     uint8_t b[4 * kLanes];
   };

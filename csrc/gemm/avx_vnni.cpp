@@ -39,8 +39,9 @@ struct AvxVnniWords : Avx2Words {
 struct AvxVnni : Avx2Bytes {
   using Columns = ColumnsAvx2;
   using Winograd = WinogradKernel<AvxVnniWords>;
-  static constexpr int kDenseRows = 6, kDenseVectors = 2, kSparseRows = 8;
+  static constexpr int kDenseRows = 6, kDenseVectors = 2;
   static constexpr int kBroadRows = 0, kBroadVectors = 0;
+  static constexpr int kSparseRows = 8, kSparsePanels = 1;
   SPARSEQ_INLINE static void dot(Acc& acc, Vec a, Vec w) {
 #ifdef SPARSEQ_PORTABLE_INTRINSICS
     // SIMDe was read before the target pragma, so that its vector is a type of its own: same bits.

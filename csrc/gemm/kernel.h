@@ -51,47 +51,69 @@ struct Driver {
     return dense ? pick_dense<Rows>(rows, std::make_integer_sequence<int, Micro::kDenseRows>{})
                  : pick_sparse<Rows>(rows, std::make_integer_sequence<int, Micro::kSparseRows>{});
   }
-  static Function pick(const sparseq::Tiles& w, bool stored, bool strided, int rows) {
-    const bool dense = w.kind == sparseq::WeightKind::dense;
-    if constexpr (Micro::kBroadRows > 0) {
-      if (w.broad()) return pick_broad(rows, std::make_integer_sequence<int, Micro::kBroadRows>{});
-    }
-    if constexpr (kExpands) {
-      if (stored) return pick_stored(rows, std::make_integer_sequence<int, kStoredRows>{});
-    }
-    if constexpr (Micro::kStrided) {
-      if (strided) return pick<StridedRows>(dense, rows);
-    }
-    return pick<TapRows>(dense, rows);
-  }
 
-  // Tells the micro-kernel where a panel's chunk is: as stored, and what is expanded into L1 for it.
-  static void prepare(const sparseq::Tiles& w, const sparseq::Chunk& chunk, bool stored, uint8_t* to,
-                      sparseq::Operands& operands) {
-    const uint8_t* data = w.data + chunk.data;
-    operands.weights = data, operands.wide = to;
-    if (w.kind == sparseq::WeightKind::dense) {
-      const int64_t step = 4 * w.panel_width();
-      Micro::expand_dense(data + (2 * chunk.count[sparseq::kQuad] + chunk.count[sparseq::kPair]) * step, to,
-                          chunk.count);
-    } else if constexpr (kExpands) {
-      if (stored) return;
-      Micro::expand_sparse(data, to, chunk.blocks());
-      operands.weights = to;
-    }
-  }
+  // How a call reads its weights and rows.
+  struct Reading {
+    bool dense, broad;
+    bool stored;       // 2:4 blocks, as they lie in memory
+    bool strided;      // rows at equal distances
+    int64_t together;  // panels that a micro-kernel takes
 
-  // Which weights tile t should prefetch while it multiplies. The only tile of a chunk looks ahead of itself; of many
-  // tiles the first ones fetch the panel's next chunk, one line per block, the others nothing.
-  static void look_ahead(const sparseq::Tiles& w, const sparseq::Chunk& chunk, int64_t chunks_on, int64_t t,
-                         int64_t tiles, sparseq::Operands& o) {
-    const int64_t lines = w.kind == sparseq::WeightKind::dense ? sparseq::kDenseBlock * w.panel_width() / 64 : 2;
-    const uint8_t* data = w.data + chunk.data;
+    Reading(const sparseq::Tiles& w, const sparseq::Input& input, int64_t rows)
+        : dense(w.kind == sparseq::WeightKind::dense),
+          broad(w.broad()),
+          stored(!dense && (!kExpands || rows <= kStoredRows)),
+          strided(Micro::kStrided && !stored && input.conv == nullptr),
+          together(dense || stored ? 1 : Micro::kSparsePanels) {}
+
+    Function pick(int rows) const {
+      if constexpr (Micro::kBroadRows > 0) {
+        if (broad) return pick_broad(rows, std::make_integer_sequence<int, Micro::kBroadRows>{});
+      }
+      if constexpr (kExpands) {
+        if (stored) return pick_stored(rows, std::make_integer_sequence<int, kStoredRows>{});
+      }
+      if constexpr (Micro::kStrided) {
+        if (strided) return Driver::pick<StridedRows>(dense, rows);
+      }
+      return Driver::pick<TapRows>(dense, rows);
+    }
+
+    // Of a panel, in L1.
+    int64_t expanded_bytes(const sparseq::Tiles& w) const {
+      return dense ? 2 * Micro::kWideStep * w.chunk_blocks : stored ? 0 : Micro::kExpandedBlock * w.chunk_blocks;
+    }
+    // Tells the micro-kernel where the chunk of panel p is: as stored, and what is expanded for it.
+    void prepare(const sparseq::Tiles& w, const sparseq::Chunk& chunk, int64_t p, uint8_t* scratch,
+                 sparseq::Operands& o) const {
+      const uint8_t* data = w.data + chunk.data;
+      uint8_t* to = scratch + p / together * together * expanded_bytes(w);
+      o.refs = w.refs + chunk.refs, o.count = chunk.count;
+      o.weights = data, o.wide = to;
+      if (dense) {
+        const int64_t step = 4 * w.panel_width();
+        Micro::expand_dense(data + (2 * chunk.count[sparseq::kQuad] + chunk.count[sparseq::kPair]) * step, to,
+                            chunk.count);
+      } else if constexpr (kExpands) {
+        if (stored) return;
+        o.weights = to;
+        Micro::expand_sparse(data, to + p % together * Micro::kExpandedBlock, chunk.blocks(),
+                             together * Micro::kExpandedBlock);
+      }
+    }
+  };
+
+  // Which weights tile t should prefetch while it multiplies. The only tile of a chunk looks ahead of itself, where it
+  // reads memory; else the first tiles fetch the panels' next chunk, one line per block, the others nothing.
+  static void look_ahead(const sparseq::Tiles& w, const sparseq::Chunk* const* of_panel, const Reading& reading,
+                         int64_t chunks_on, int64_t t, int64_t tiles, sparseq::Operands& o) {
+    const int64_t lines = (w.block_bytes() + 63) / 64, panel = t / lines;
     o.next = nullptr, o.next_lines = tiles == 1 ? lines : 1;
-    if (tiles == 1)
-      o.next = data + 2048;
-    else if (t < lines)
-      o.next = data + chunks_on * w.chunk_bytes() + t * 64 * int64_t{chunk.blocks()};
+    if (tiles == 1 && (reading.dense || reading.stored))
+      o.next = o.weights + 2048;
+    else if (panel < reading.together)
+      o.next =
+          w.data + of_panel[panel]->data + chunks_on * w.chunk_bytes() + t % lines * 64 * of_panel[panel]->blocks();
   }
 
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
@@ -100,16 +122,11 @@ struct Driver {
     if constexpr (!std::is_void_v<typename Micro::Winograd>) {
       if (plan.winograd) return Micro::Winograd::run(w, input, epilogue, plan, begin, end);
     }
-    const bool dense = w.kind == sparseq::WeightKind::dense;
+    const Reading reading(w, input, plan.rows);
     const int most = w.tile_rows(), width = w.group_width();
     const int64_t taps = w.shape.taps, channel_groups = w.channel_groups();
-    const int64_t panels = width / w.panel_width();
-    const bool stored = !dense && plan.rows <= kStoredRows;
-    const bool strided = Micro::kStrided && !stored && input.conv == nullptr;
-    const int64_t panel_expanded = dense    ? 2 * Micro::kWideStep * w.chunk_blocks
-                                   : stored ? 0
-                                            : Micro::kExpandedBlock * w.chunk_blocks;
-    const int64_t expanded = panels * panel_expanded;
+    const int64_t panels = width / w.panel_width(), expanded = panels * reading.expanded_bytes(w);
+    const int64_t block_inputs = reading.dense ? sparseq::kDenseBlock : sparseq::kSparseBlock;
     const int64_t acc_bytes = (w.chunks > 1 ? plan.row_block : smaller(plan.row_block, kFinished * most)) * width * 4;
     const int64_t table_bytes = plan.row_block * taps * static_cast<int64_t>(sizeof(uint8_t*));
     uint8_t* scratch = sparseq::thread_scratch(static_cast<std::size_t>(expanded + acc_bytes + table_bytes));
@@ -125,7 +142,7 @@ struct Driver {
       const int64_t tiles = (rows + most - 1) / most;  // of equal height, so that the last is not a stub
       const int tile = static_cast<int>((rows + tiles - 1) / tiles);
       const int64_t first_input = group * w.shape.in_channels;
-      if (!strided && block != pointers_of) {
+      if (!reading.strided && block != pointers_of) {
         RowPointers::build(input, first_input, taps, tile, row0, rows, table);
         pointers_of = block;
       }
@@ -144,25 +161,24 @@ struct Driver {
           of_panel[p] = &chunk;
           sparseq::Operands& o = operands[p];
           o.tile = tile, o.pitch = input.stride;
-          o.refs = w.refs + chunk.refs, o.count = chunk.count;
-          o.tap_inputs = sparseq::kDenseBlock * w.tap_blocks(sparseq::kDenseBlock);
+          o.tap_inputs = block_inputs * w.tap_blocks(block_inputs);
           o.start = started ? start + p * w.panel_width() : nullptr;
-          prepare(w, chunk, stored, scratch + p * panel_expanded, o);
+          reading.prepare(w, chunk, p, scratch, o);
         }
         // A panel's chunks lie one behind the other; after the last come the work item's other panels.
         const int64_t chunks_on = c + 1 < w.chunks ? 1 : 1 + (panels - 1) * w.chunks;
-        Function micro = pick(w, stored, strided, static_cast<int>(smaller(tile, rows)));
+        Function micro = reading.pick(static_cast<int>(smaller(tile, rows)));
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t first = t * tile, some = smaller(tile, rows - first);
-          if (some < tile) micro = pick(w, stored, strided, static_cast<int>(some));
+          if (some < tile) micro = reading.pick(static_cast<int>(some));
           if (c + 1 == w.chunks) finish.fetch(row0 + first, some);
           const int64_t from = t / kFinished * kFinished * tile;
           int32_t* sums = acc + (w.chunks > 1 ? from * width : 0);
-          for (int64_t p = 0; p < panels; ++p) {
+          for (int64_t p = 0; p < panels; p += reading.together) {
             sparseq::Operands& o = operands[p];
             o.rows = table + first * taps;
             o.row = input.data + (row0 + first) * input.stride + first_input;
-            look_ahead(w, *of_panel[p], chunks_on, t, tiles, o);
+            look_ahead(w, of_panel + p, reading, chunks_on, t, tiles, o);
             micro(o, sums + (first - from) * width + p * w.panel_width(), width, c == 0);
           }
           if (c + 1 < w.chunks || (t % kFinished != kFinished - 1 && t + 1 < tiles)) continue;

@@ -105,6 +105,7 @@ struct Avx2Micro : Avx2Bytes {
 
   // w: blocks as stored (96 bytes, kStored) or expanded (128 bytes: the positions split into two index vectors).
   static constexpr int64_t kExpandedBlock = 128;
+  static constexpr int kSparsePanels = 1;
 
   template <int R, class Rows, bool kStored = false>
   static void sparse(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
@@ -154,8 +155,8 @@ struct Avx2Micro : Avx2Bytes {
     store_tile<R, 1>(c, acc, stride);
   }
 
-  static void expand_sparse(const uint8_t* from, uint8_t* to, uint32_t blocks) {
-    for (uint32_t b = 0; b < blocks; ++b, from += 96, to += 128) {
+  static void expand_sparse(const uint8_t* from, uint8_t* to, uint32_t blocks, int64_t pitch) {
+    for (uint32_t b = 0; b < blocks; ++b, from += 96, to += pitch) {
       const Vec index = load(from + 64);
       store(to, load(from));
       store(to + 32, load(from + 32));

@@ -7,24 +7,22 @@
 
 namespace {
 
-using sparseq::kDenseBlock;
-
 template <class T>
 struct DotMicro {
   using Float = typename T::FloatTrait;
   using Vec = typename T::Vec;
   using Acc = typename T::Acc;
-  static constexpr int kLanes = T::kLanes;
-  static constexpr int kDenseVectors = T::kDenseVectors;
-  static constexpr int kDenseRows = T::kDenseRows;
-  static constexpr int kBroadVectors = T::kBroadVectors;
-  static constexpr int kBroadRows = T::kBroadRows;
-  static constexpr int kSparseRows = T::kSparseRows;
+  using Winograd = typename T::Winograd;
+  using Columns = typename T::Columns;
+  static constexpr int kLanes = T::kLanes, kBytes = 4 * kLanes;
+  static constexpr int kDenseVectors = T::kDenseVectors, kDenseRows = T::kDenseRows;
+  static constexpr int kBroadVectors = T::kBroadVectors, kBroadRows = T::kBroadRows;
+  static constexpr int kSparsePanels = T::kSparsePanels, kSparseRows = T::kSparseRows;
   static constexpr int kGroupVectors = 2;
   static constexpr bool kClassified = false;
   static constexpr bool kStrided = false;
-  using Winograd = typename T::Winograd;
-  using Columns = typename T::Columns;
+  // 2:4 blocks of one panel are read as stored; of two together their positions are split first.
+  static constexpr int64_t kExpandedBlock = kSparsePanels > 1 ? 4 * kBytes : 0;
 
   template <int R, class>
   static void dense(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
@@ -35,17 +33,107 @@ struct DotMicro {
     multiply<R, kBroadVectors>(o, acc, stride, first);
   }
 
-  // Each step selects from 8 inputs, which vpbroadcastq loads: on Zen 5 a broadcast of 16 bytes to 512 bits
-  // takes the shuffle's pipe (measured in L1: 520 against 760 GMAC/s), one of 8 bytes takes none. One vector
-  // holds the positions of two blocks, 2 bits a value: memory is what few rows wait for.
-  template <int R, class Rows>
+  template <int R, class, bool kStored = kExpandedBlock == 0>
   static void sparse(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
-    constexpr int kBytes = 4 * kLanes;
+    if constexpr (kStored)
+      select_stored<R>(o, acc, stride, first);
+    else
+      select_expanded<R>(o, acc, stride, first);
+  }
+
+  // Of each block the values for two steps of 8 inputs, and their positions.
+  static void expand_sparse(const uint8_t* from, uint8_t* to, uint32_t blocks, int64_t pitch) {
+    walk_stored(from, blocks, [&](uint32_t, const uint8_t* w, Vec index0, Vec index1) SPARSEQ_INLINE {
+      T::store(to, T::load(w)), T::store(to + kBytes, T::load(w + kBytes));
+      T::store(to + 2 * kBytes, index0), T::store(to + 3 * kBytes, index1);
+      to += pitch;
+    });
+  }
+
+  static constexpr int64_t kWideStep = 0;  // no block is ever wide
+  static void expand_dense(const uint8_t*, uint8_t*, const uint32_t*) {}
+
+ private:
+  static constexpr int kKept = 8;  // rows whose pointers stay in registers
+
+  // body(x): a chunk's blocks of kInputs inputs, a tap's behind each other; x(r): the row's inputs.
+  template <int R, int kInputs, class Body>
+  SPARSEQ_INLINE static void walk(const sparseq::Operands& o, Body&& body) {
+    const sparseq::BlockRef begin = o.count[0] > 0 ? *o.refs : sparseq::BlockRef{};
+    const uint8_t* next = o.next;
+    const uint8_t* const* rows = o.rows + begin.tap * o.tile;
+    auto at = static_cast<int64_t>(begin.offset());
+    for (int64_t left = o.count[0] * int64_t{kInputs}, stop; left > 0; at = 0, rows += o.tile) {
+      stop = left < o.tap_inputs - at ? at + left : o.tap_inputs;
+      left -= stop - at;
+      const uint8_t* kept[R];
+      unroll<R>([&](auto r) SPARSEQ_INLINE { kept[r] = rows[r]; });
+      for (; at < stop; at += kInputs) {
+        if (R > kKept) asm("" : "+r"(rows));  // or they would be copied to the stack first
+        if (next != nullptr) {
+          for (int64_t line = 0; line < o.next_lines; ++line) __builtin_prefetch(next + 64 * line);
+          next += 64 * o.next_lines;
+        }
+        body([&](auto r) SPARSEQ_INLINE { return (R > kKept ? rows : kept)[r] + at; });
+      }
+    }
+  }
+
+  template <int R, int V>
+  static void multiply(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
+    constexpr int kSteps = V > 2 ? 1 : 2;  // together, so that a row's pointer is loaded once, as registers allow
+    Acc c[R][V];
+    load<R, V>(c, acc, stride, first, o.start);
+    const uint8_t* w = o.weights;
+    walk<R, sparseq::kDenseBlock>(o, [&](auto x) SPARSEQ_INLINE {
+      unroll<2 / kSteps>([&](auto first_step) SPARSEQ_INLINE {
+        Vec wv[kSteps * V];
+        unroll<kSteps * V>([&](auto v) SPARSEQ_INLINE { wv[v] = T::load(w + (first_step * V + v) * kBytes); });
+        unroll<R>([&](auto r) SPARSEQ_INLINE {
+          unroll<kSteps>([&](auto step) SPARSEQ_INLINE {
+            const Vec four = T::broadcast4(x(r) + 4 * (first_step + step));
+            unroll<V>([&](auto v) SPARSEQ_INLINE { T::dot(c[r][v], four, wv[step * V + v]); });
+          });
+        });
+      });
+      w += 2 * V * kBytes;
+    });
+    store<R, V>(c, acc, stride);
+  }
+
+  // Each step selects from 8 inputs, which vpbroadcastq loads: on Zen 5 a broadcast of 16 bytes to 512 bits
+  // takes the shuffle's pipe (measured in L1: 520 against 760 GMAC/s), one of 8 bytes takes none.
+  template <int R>
+  static void select_expanded(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
+    constexpr int V = kSparsePanels;
+    Acc c[R][V];
+    load<R, V>(c, acc, stride, first, o.start);
+    const uint8_t* w = o.weights;
+    walk<R, sparseq::kSparseBlock>(o, [&](auto x) SPARSEQ_INLINE {
+      unroll<2>([&](auto step) SPARSEQ_INLINE {
+        Vec wv[V], index[V];
+        unroll<V>([&](auto v) SPARSEQ_INLINE {
+          wv[v] = T::load(w + (4 * v + step) * kBytes), index[v] = T::load(w + (4 * v + 2 + step) * kBytes);
+        });
+        unroll<R>([&](auto r) SPARSEQ_INLINE {
+          const Vec eight = T::broadcast8(x(r) + 8 * step);
+          unroll<V>([&](auto v) SPARSEQ_INLINE { T::dot(c[r][v], T::shuffle(eight, index[v]), wv[v]); });
+        });
+      });
+      w += V * kExpandedBlock;
+    });
+    store<R, V>(c, acc, stride);
+  }
+
+  template <int R>
+  static void select_stored(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
     Acc c[R][1];
     load<R, 1>(c, acc, stride, first, o.start);
-    Rows rows(o);
-    const auto block = [&](uint32_t b, const uint8_t* w, Vec index0, Vec index1) SPARSEQ_INLINE {
+    TapRows rows(o);
+    const uint8_t* next = o.next;
+    walk_stored(o.weights, o.count[0], [&](uint32_t b, const uint8_t* w, Vec index0, Vec index1) SPARSEQ_INLINE {
       const auto p = rows.at(o.refs[b].tap, o.refs[b].offset());
+      if (next != nullptr) prefetch<2 * kBytes + 64>(next, w - o.weights);
       const Vec index[2] = {index0, index1}, wv[2] = {T::load(w), T::load(w + kBytes)};
       unroll<(R + 1) / 2>([&](auto pair) SPARSEQ_INLINE {  // two rows side by side: 3 % over one
         constexpr int kFirst = 2 * pair, kRows = R - kFirst < 2 ? 1 : 2;
@@ -56,62 +144,24 @@ struct DotMicro {
           unroll<kRows>([&](auto r) SPARSEQ_INLINE { T::dot(c[kFirst + r][0], x[r], wv[step]); });
         });
       });
-    };
-    const uint8_t* w = o.weights;
-    uint32_t b = 0;
-    for (; b + 2 <= o.count[0]; b += 2, w += 5 * kBytes) {
-      prefetch<5 * kBytes>(o.next, w - o.weights);
-      const Vec positions = T::load(w);
-      block(b, w + kBytes, T::template index<0>(positions), T::template index<1>(positions));
-      block(b + 1, w + 3 * kBytes, T::template index<2>(positions), T::template index<3>(positions));
-    }
-    if (b < o.count[0]) {
-      const Vec positions = T::load(w);
-      block(b, w + kBytes, T::template index<0>(positions), T::template index<1>(positions));
-    }
+    });
     store<R, 1>(c, acc, stride);
   }
 
-  static constexpr int64_t kWideStep = 0;  // no block is ever wide
-  static void expand_dense(const uint8_t*, uint8_t*, const uint32_t*) {}
-  static constexpr int64_t kExpandedBlock = 0;  // 2:4 blocks are read as stored
-
- private:
-  template <int R, int V>
-  static void multiply(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
-    constexpr int kBytes = 4 * kLanes, kBlock = 2 * V * kBytes;
-    constexpr int kKept = 8;
-    constexpr int kSteps = V > 2 ? 1 : 2;  // together, so that a row's pointer is loaded once, as registers allow
-    Acc c[R][V];
-    load<R, V>(c, acc, stride, first, o.start);
-    const uint8_t *w = o.weights, *next = o.next;
-    const sparseq::BlockRef begin = o.count[0] > 0 ? *o.refs : sparseq::BlockRef{};
-    const uint8_t* const* rows = o.rows + begin.tap * o.tile;
-    auto at = static_cast<int64_t>(begin.offset());
-    for (int64_t left = o.count[0] * int64_t{kDenseBlock}, stop; left > 0; at = 0, rows += o.tile) {
-      stop = left < o.tap_inputs - at ? at + left : o.tap_inputs;  // of one tap: up to kKept pointers stay in registers
-      left -= stop - at;
-      const uint8_t* kept[R];
-      unroll<R>([&](auto r) SPARSEQ_INLINE { kept[r] = rows[r]; });
-      for (; at < stop; at += kDenseBlock, w += kBlock) {
-        if (R > kKept) asm("" : "+r"(rows));  // or they would be copied to the stack first
-        if (next != nullptr) {
-          for (int64_t line = 0; line < o.next_lines; ++line) __builtin_prefetch(next + 64 * line);
-          next += 64 * o.next_lines;
-        }
-        unroll<2 / kSteps>([&](auto first_step) SPARSEQ_INLINE {
-          Vec wv[kSteps * V];
-          unroll<kSteps * V>([&](auto v) SPARSEQ_INLINE { wv[v] = T::load(w + (first_step * V + v) * kBytes); });
-          unroll<R>([&](auto r) SPARSEQ_INLINE {
-            unroll<kSteps>([&](auto step) SPARSEQ_INLINE {
-              const Vec x = T::broadcast4((R > kKept ? rows : kept)[r] + at + 4 * (first_step + step));
-              unroll<V>([&](auto v) SPARSEQ_INLINE { T::dot(c[r][v], x, wv[step * V + v]); });
-            });
-          });
-        });
-      }
+  // body(block, its values, the positions of either step). One vector holds the positions of two blocks, 2 bits a
+  // value: memory is what few rows wait for.
+  template <class Body>
+  SPARSEQ_INLINE static void walk_stored(const uint8_t* w, uint32_t blocks, Body&& body) {
+    uint32_t b = 0;
+    for (; b + 2 <= blocks; b += 2, w += 5 * kBytes) {
+      const Vec positions = T::load(w);
+      body(b, w + kBytes, T::template index<0>(positions), T::template index<1>(positions));
+      body(b + 1, w + 3 * kBytes, T::template index<2>(positions), T::template index<3>(positions));
     }
-    store<R, V>(c, acc, stride);
+    if (b < blocks) {
+      const Vec positions = T::load(w);
+      body(b, w + kBytes, T::template index<0>(positions), T::template index<1>(positions));
+    }
   }
 
   template <int R, int V>

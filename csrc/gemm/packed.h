@@ -67,7 +67,7 @@ struct Operands {
   int64_t pitch;
   const BlockRef* refs;
   const uint32_t* count;  // [kClasses]
-  int64_t tap_inputs;     // in dense blocks of a tap, which lie behind each other where there are no classes
+  int64_t tap_inputs;     // in the blocks of a tap, which lie behind each other where there are no classes
   const uint8_t* weights;
   const uint8_t* wide;   // dense: the blocks of the classes from kWide on, expanded
   const int32_t* start;  // [panel width]: what the sums of a first chunk begin at; null: 0
@@ -135,12 +135,15 @@ struct Tiling {
            padded(layout.broad_vectors * layout.lanes) == padded(layout.group_vectors * layout.lanes);
   }
   int panel_vectors() const {
-    return kind != WeightKind::dense ? 1 : broad() ? layout.broad_vectors : layout.dense_vectors;
+    return broad() ? layout.broad_vectors : kind == WeightKind::dense ? layout.dense_vectors : 1;
   }
   int panel_width() const { return panel_vectors() * layout.lanes; }
-  int group_width() const { return std::max(panel_vectors(), layout.group_vectors) * layout.lanes; }
+  int group_width() const { return (broad() ? layout.broad_vectors : layout.group_vectors) * layout.lanes; }
   int tile_rows() const {
-    return kind != WeightKind::dense ? layout.sparse_rows : broad() ? layout.broad_rows : layout.dense_rows;
+    return broad() ? layout.broad_rows : kind == WeightKind::dense ? layout.dense_rows : layout.sparse_rows;
+  }
+  int64_t block_bytes() const {  // 2:4 without classes: of two on average
+    return (kind == WeightKind::dense ? kDenseBlock : layout.classes ? 12 : 10) * panel_width();
   }
   int64_t chunk_bytes() const {  // of all but a panel's last chunk
     if (kind == WeightKind::dense) return chunk_blocks * kDenseBlock * panel_width();
