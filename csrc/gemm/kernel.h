@@ -21,8 +21,6 @@ template <class Micro>
 struct Driver {
   using Function = void (*)(const sparseq::Operands&, int32_t*, int64_t, bool);
   using Epilogue = EpilogueKernel<typename Micro::Float, false>;
-  // Up to this many rows a 2:4 block is used once per load, and splitting its positions in registers is cheaper.
-  static constexpr int kStoredRows = 4;
   static constexpr int64_t kFinished = 8;  // tiles whose sums leave together, while they are in L1
   static constexpr bool kExpands = Micro::kExpandedBlock > 0;
 
@@ -62,16 +60,17 @@ struct Driver {
     Reading(const sparseq::Tiles& w, const sparseq::Input& input, int64_t rows)
         : dense(w.kind == sparseq::WeightKind::dense),
           broad(w.broad()),
-          stored(!dense && (!kExpands || rows <= kStoredRows)),
+          stored(!dense && (!kExpands || rows <= Micro::kStoredRows)),
           strided(Micro::kStrided && !stored && input.conv == nullptr),
           together(dense || stored ? 1 : Micro::kSparsePanels) {}
 
+    int most_rows(const sparseq::Tiles& w) const { return kExpands && stored ? Micro::kStoredRows : w.tile_rows(); }
     Function pick(int rows) const {
       if constexpr (Micro::kBroadRows > 0) {
         if (broad) return pick_broad(rows, std::make_integer_sequence<int, Micro::kBroadRows>{});
       }
       if constexpr (kExpands) {
-        if (stored) return pick_stored(rows, std::make_integer_sequence<int, kStoredRows>{});
+        if (stored) return pick_stored(rows, std::make_integer_sequence<int, Micro::kStoredRows>{});
       }
       if constexpr (Micro::kStrided) {
         if (strided) return Driver::pick<StridedRows>(dense, rows);
@@ -123,7 +122,7 @@ struct Driver {
       if (plan.winograd) return Micro::Winograd::run(w, input, epilogue, plan, begin, end);
     }
     const Reading reading(w, input, plan.rows);
-    const int most = w.tile_rows(), width = w.group_width();
+    const int most = reading.most_rows(w), width = w.group_width();
     const int64_t taps = w.shape.taps, channel_groups = w.channel_groups();
     const int64_t panels = width / w.panel_width(), expanded = panels * reading.expanded_bytes(w);
     const int64_t block_inputs = reading.dense ? sparseq::kDenseBlock : sparseq::kSparseBlock;

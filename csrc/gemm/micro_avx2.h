@@ -106,6 +106,7 @@ struct Avx2Micro : Avx2Bytes {
   // w: blocks as stored (96 bytes, kStored) or expanded (128 bytes: the positions split into two index vectors).
   static constexpr int64_t kExpandedBlock = 128;
   static constexpr int kSparsePanels = 1;
+  static constexpr int kStoredRows = 4;  // most that use a block once per load: positions are split in registers
 
   template <int R, class Rows, bool kStored = false>
   static void sparse(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {

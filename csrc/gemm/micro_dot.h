@@ -23,6 +23,7 @@ struct DotMicro {
   static constexpr bool kStrided = false;
   // 2:4 blocks of one panel are read as stored; of two together their positions are split first.
   static constexpr int64_t kExpandedBlock = kSparsePanels > 1 ? 4 * kBytes : 0;
+  static constexpr int kStoredRows = T::kStoredRows;  // of a single tile, for which that would take longer
 
   template <int R, class>
   static void dense(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
