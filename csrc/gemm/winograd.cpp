@@ -7,6 +7,7 @@ namespace {
 
 // In products of a tile with a group at one point: what U of a group and V of a tile take beside.
 constexpr double kUnpacked = 3.0, kInputs = 0.4;
+constexpr double kTail = 0.12;  // of a turn, that the others wait for the slowest thread: cores are often shared
 constexpr int64_t kLine = 64 / kGroup;  // groups of a cache line of bytes: threads that share one hold each other up
 
 // A channel's outputs lie between -255 times its negative weights' sum and 255 times its positive ones'.
@@ -47,14 +48,14 @@ WorkPlan plan_tiles(int t, const WeightShape& weight, const ConvShape& s, const 
   // The transformed tiles of a block, inputs and half transformed sums, take most of L2: U is made anew for each.
   const int64_t bytes = tiles(s, t) * (2 * side * side * weight.in_channels + 4 * side * t * kGroup);
   const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(caches.l2 * 5 / 6) / bytes);
-  const int64_t fewest = (all + most - 1) / most, more = threads > 1 ? threads : 0;
+  const int64_t fewest = (all + most - 1) / most, more = threads > 1 ? 4 * threads : 0;
   double best = 0;
   for (int64_t blocks = fewest; blocks <= std::min(all, fewest + more); ++blocks) {
     const int64_t block = (all + blocks - 1) / blocks, whole = (all + block - 1) / block;
     for (int64_t claim = groups; claim > 0; claim = claim > kLine ? (claim - 1) / kLine * kLine : 0) {
       if (groups % claim != 0) continue;
       const int64_t turns = (whole * (groups / claim) + threads - 1) / threads;
-      const double cost = static_cast<double>(turns) *
+      const double cost = (static_cast<double>(turns) + (threads > 1 ? kTail : 0)) *
                           (static_cast<double>(block * tiles(s, t)) * (static_cast<double>(claim) + kInputs) +
                            kUnpacked * static_cast<double>(claim));
       if (best != 0 && cost >= best) continue;

@@ -77,6 +77,8 @@ def downsampling(size, batch, channels, kernel, sparse, grid=THIRD, activation="
             (32, 80),
         ),  # Winograd: some tiles are cut
         ((14, 14), 5, (64, 144)),
+        ((14, 14), 3, (64, 128)),  # dense groups of 64 beside 2:4 ones of 32
+        ((10, 10), 1, (24, 128)),
         ((1, 1), 2, (8, 40)),
     ],
 )
