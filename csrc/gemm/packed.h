@@ -72,7 +72,7 @@ struct Operands {
   const uint8_t* wide;   // dense: the blocks of the classes from kWide on, expanded
   const int32_t* start;  // [panel width]: what the sums of a first chunk begin at; null: 0
   const uint8_t* next;   // weights that will be wanted soon, or null
-  int64_t next_lines;    // of them, to be fetched with each dense block
+  int64_t next_lines;    // of them, to be fetched with each block
 };
 
 struct Chunk {  // the part of one panel whose weights stay in L1 while the rows pass by
