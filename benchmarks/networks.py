@@ -50,10 +50,11 @@ OURS = {  # bits of the weights, sparsity
 
 
 def prepared(work: Work, base: nn.Module, bits: int, sparsity: NM | None) -> nn.Module:
-    """Calibrated; embeddings stay in float, as in the peers."""
+    """Calibrated; the rows of embeddings in 8 bits and never sparse, as in the peers."""
     layer = Layer(Quant(bits=bits, axis=0), input=Quant(symmetric=False), sparsity=sparsity)
-    rules: dict[str, Layer | None] = {"*": layer}
-    rules |= {n: None for n, m in base.named_modules() if isinstance(m, nn.Embedding)}
+    rows = Layer(Quant(axis=0))
+    rules = {"*": layer}
+    rules |= {n: rows for n, m in base.named_modules() if isinstance(m, nn.Embedding)}
     model = sparseq.prepare(copy.deepcopy(base), Plan(rules))
     return sparseq.calibrate(model, [work.inputs(seed) for seed in range(CALIBRATION)])
 

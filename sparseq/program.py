@@ -23,6 +23,9 @@ concat      `stored(real(x))` of all inputs, along C
 pad         `stored(real(x))` with real 0 around it: top, bottom, left, right
 layer_norm  over C, see `sparseq.reference`: `stored(act(d * rsqrt * weight[c] + bias[c]))`,
             constants weight and bias or neither
+attention   of heads, each `width / heads` channels of q, k and v, from their channel first[n] on:
+            softmax(scale q k^T) v, heads side by side, see `sparseq.reference`; causal: keys up to
+            the query's own number. Its inputs are float32
 
 Reference:
     Jacob et al. 2018, section 2.4 (one rescaling from the sum to the next layer's integers).
@@ -64,6 +67,11 @@ OPS: dict[str, tuple[tuple[int, int], tuple[int, ...], dict[str, Any]]] = {
     "concat": ((1, 1 << 16), (0,), {}),
     "pad": ((1, 1), (0,), {"around": None}),
     "layer_norm": ((1, 1), (0, 2), {"eps": 1e-5, **_ACT}),
+    "attention": (
+        (3, 3),
+        (0,),
+        {"heads": None, "width": None, "scale": None, "causal": False, "first": [0, 0, 0]},
+    ),
 }
 Shape = tuple[Any, Any, Any, Any]  # N, H, W, C: ints, or torch's symbolic ones
 
@@ -188,6 +196,8 @@ def result_shape(i: Instruction, inputs: Sequence[Shape], weight: Sequence[int] 
         return n, h + top + bottom, w + left + right, c
     if i.op == "adaptive":
         return n, *i.get("size"), c
+    if i.op == "attention":
+        return n, h, w, i.get("width")
     if i.op not in ("conv", "max_pool", "avg_pool"):
         return n, h, w, c
     kernel, ceil = (weight[2:], False) if weight is not None else (i.get("kernel"), i.get("ceil"))

@@ -14,7 +14,8 @@ enum class Element : int32_t { none, f32, bf16, u8, s8, f16 };
 // y = (float(acc - zero[m] * weight_sum[n]) * multiplier[n]) * row_scale[m] + bias[n]
 // y = activation(y + residual)
 // f32, f16, bf16: stored as y.   u8, s8: clamp(rne(y / scale) + zero_point, low, high), NaN -> zero_point.
-// Every step is one float32 operation, in this order, on every ISA; nothing is contracted to an FMA.
+// Every step is one float32 operation, in this order, on every ISA; nothing is contracted to an FMA (functions.h names
+// those of the activations).
 struct Epilogue {
   const float* multiplier = nullptr;  // [N] input scale * weight scale (weight scale alone with row_scale)
   const float* bias = nullptr;        // [N] or null

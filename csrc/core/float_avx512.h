@@ -66,8 +66,9 @@ struct Avx512Float {
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
-  static Float quotient(Float a, Float, Float inverse, Float rest) {  // see Avx2Float
-    return _mm512_fmadd_ps(a, inverse, _mm512_mul_ps(a, rest));
+  static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }  // a b + c, rounded once
+  static Float quotient(Float a, Float, Float inverse, Float rest) {                // see Avx2Float
+    return fma(a, inverse, mul(a, rest));
   }
   static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
   static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }

@@ -18,7 +18,7 @@ struct Functions {
   template <int kCount>
   static Float polynomial(Float x, const float (&coefficients)[kCount]) {
     Float p = F::set(coefficients[0]);
-    for (int i = 1; i < kCount; ++i) p = F::add(F::mul(p, x), F::set(coefficients[i]));
+    for (int i = 1; i < kCount; ++i) p = F::fma(p, x, F::set(coefficients[i]));
     return p;
   }
 
@@ -28,10 +28,10 @@ struct Functions {
     x = clamp(x, -87.0f, 88.0f);
     // 1.5 * 2^23 has a unit of 1: the sum is rounded to the nearest whole n, which its low bits hold.
     const Float magic = F::set(12582912.0f);
-    const Float shifted = F::add(F::mul(x, F::set(1.44269504088896341f)), magic);
+    const Float shifted = F::fma(x, F::set(1.44269504088896341f), magic);
     const Float n = F::sub(shifted, magic);
-    const Float r = F::sub(F::sub(x, F::mul(n, F::set(0.693359375f))), F::mul(n, F::set(-2.12194440e-4f)));
-    const Float y = F::add(F::add(F::mul(F::mul(polynomial(r, kExp), r), r), r), F::set(1.0f));
+    const Float r = F::fma(n, F::set(2.12194440e-4f), F::fma(n, F::set(-0.693359375f), x));
+    const Float y = F::add(F::fma(F::mul(polynomial(r, kExp), r), r, r), F::set(1.0f));
     const Int power = F::add(F::template shift_left<23>(F::bits(shifted)), F::set_int(127 << 23));
     return F::mul(y, F::from_bits(power));
   }
@@ -45,20 +45,15 @@ struct Functions {
     return F::sub(F::set(1.0f), F::div(F::set(2.0f), e));
   }
 
-  static Float erf(Float x) {
-    constexpr float kErf[] = {1.061405429f, -1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
-    const Int sign = F::set_int(INT32_MIN);
-    const Float a = F::from_bits(F::bit_and(F::bits(x), F::set_int(INT32_MAX)));
-    const Float one = F::set(1.0f);
-    const Float t = F::div(one, F::add(F::mul(F::set(0.3275911f), a), one));
-    const Float y = F::sub(one, F::mul(F::mul(polynomial(t, kErf), t), exp(negative(F::mul(a, a)))));
-    const Int magnitude = F::bit_and(F::bits(y), F::set_int(INT32_MAX));
-    return F::from_bits(F::bit_or(magnitude, F::bit_and(F::bits(x), sign)));
-  }
-
   static Float gelu(Float x) {
-    const Float tail = F::add(F::set(1.0f), erf(F::mul(x, F::set(0.70710678118654752f))));
-    return F::mul(F::mul(F::set(0.5f), x), tail);
+    constexpr float kTail[] = {-0.00550591154f, 0.00648681214f, 0.0263845641f,  -0.0440581106f,
+                               -0.0363292247f,  0.122383147f,   -0.0481413007f, -0.136489853f,
+                               0.211697042f,    -0.0715904981f, -0.154967293f,  0.267242342f,
+                               -0.215000778f,   0.102559231f,   -0.0281371064f, 0.00346696307f};
+    const Float zero = F::set(0.0f);
+    const Float a = F::min(F::set(5.4f), F::from_bits(F::bit_and(F::bits(x), F::set_int(INT32_MAX))));
+    const Float tail = polynomial(F::fma(a, F::set(0.37037036f), F::set(-1.0f)), kTail);
+    return F::fma(F::sub(zero, a), tail, F::max(zero, x));
   }
 
   static Float gelu_tanh(Float x) {

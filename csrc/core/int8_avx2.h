@@ -82,18 +82,12 @@ struct Avx2Float {
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
   static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
+  static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }  // a b + c, rounded once
   // a / b by b's inverse, rounded to nearest, and what that lacks: a inverse + a rest, in which only the sum's rounding
   // counts (Brisebarre and Muller, Correctly rounded multiplication by arbitrary precision constants, 2008). Equal to
   // the division wherever a step of 8 bits ends: for every significand of b, the three a nearest to each such end were
   // compared (1.3e10 quotients).
-  static Float quotient(Float a, [[maybe_unused]] Float b, [[maybe_unused]] Float inverse,
-                        [[maybe_unused]] Float rest) {
-#ifndef SPARSEQ_PORTABLE_INTRINSICS
-    return _mm256_fmadd_ps(a, inverse, _mm256_mul_ps(a, rest));
-#else
-    return div(a, b);  // what stands for fmadd there rounds twice
-#endif
-  }
+  static Float quotient(Float a, Float, Float inverse, Float rest) { return fma(a, inverse, mul(a, rest)); }
   static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
   static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
   static Float nan_to_zero(Float a) { return _mm256_and_ps(a, _mm256_cmp_ps(a, a, _CMP_ORD_Q)); }

@@ -109,6 +109,9 @@ struct ScalarFloat {
   static Float div(Float a, Float b) {
     return make([&](int i) { return a.v[i] / b.v[i]; });
   }
+  static Float fma(Float a, Float b, Float c) {
+    return make([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+  }
   static Float quotient(Float a, Float b, Float, Float) { return div(a, b); }
   // As vmaxps and vminps: the second operand where either is NaN.
   static Float max(Float a, Float b) {

@@ -150,6 +150,7 @@ class Plan::Builder {
       case Op::concat: return concat(i, n);
       case Op::pad: return pad(i, n);
       case Op::layer_norm: return norm(i, n);
+      case Op::attention: return attention(i, n);
     }
   }
 
@@ -224,6 +225,24 @@ class Plan::Builder {
     step.norm.activation = i.activation;
     if (!i.constants.empty()) step.weight = i.constants[0], step.bias = i.constants[1];
     step.share = share(s.pixels(), double(s.channels) * (0.7 + cost_of(i.activation)));
+    add(std::move(step), n);
+  }
+
+  void attention(const Instruction& i, size_t n) {
+    AttentionStep step{{}, place(result(n)), {}, &kernels_, {}};
+    for (size_t k = 0; k < 3; ++k) {
+      step.inputs[k] = place(i.inputs[k]);
+      step.inputs[k].offset += i.first[k] * int64_t(sizeof(float));
+    }
+    Attention& a = step.attention;
+    a.q = view(i.inputs[0]), a.k = view(i.inputs[1]), a.v = view(i.inputs[2]);
+    a.y = target(i, n);
+    a.heads = i.heads, a.depth = i.width / i.heads;
+    a.scale = i.scale, a.causal = i.causal;
+    const Shape &q = shape(i.inputs[0]), &k = shape(i.inputs[1]);
+    const int64_t blocks = (q.height * q.width + Attention::kBlock - 1) / Attention::kBlock;
+    const double keys = double(k.height * k.width) * (i.causal ? 0.5 : 1);
+    step.share = share(q.images * i.heads * blocks, double(Attention::kBlock) * keys * (0.05 * double(a.depth) + 0.5));
     add(std::move(step), n);
   }
 

@@ -21,9 +21,10 @@ struct Signature {
 };
 constexpr Signature kSignatures[] = {
     // in the order of Op
-    {"map", 1, 1, {0, 2}},      {"conv", 1, 2, {3, 4}},      {"max_pool", 1, 1, {0, 0}}, {"avg_pool", 1, 1, {0, 0}},
-    {"adaptive", 1, 1, {0, 0}}, {"add", 2, 2, {0, 0}},       {"mul", 2, 2, {0, 0}},      {"concat", 1, 1 << 16, {0, 0}},
-    {"pad", 1, 1, {0, 0}},      {"layer_norm", 1, 1, {0, 2}}};
+    {"map", 1, 1, {0, 2}},        {"conv", 1, 2, {3, 4}},         {"max_pool", 1, 1, {0, 0}},
+    {"avg_pool", 1, 1, {0, 0}},   {"adaptive", 1, 1, {0, 0}},     {"add", 2, 2, {0, 0}},
+    {"mul", 2, 2, {0, 0}},        {"concat", 1, 1 << 16, {0, 0}}, {"pad", 1, 1, {0, 0}},
+    {"layer_norm", 1, 1, {0, 2}}, {"attention", 3, 3, {0, 0}}};
 
 template <size_t N>
 size_t index_of(const char* const (&names)[N], const Json* json, const std::string& what) {
@@ -103,7 +104,7 @@ std::vector<int32_t> numbers(const Json* json, const std::string& what, int64_t 
 bool attribute(Instruction& i, std::string_view name, const Json& json, const std::string& what) {
   const bool window = i.op == Op::conv || i.op == Op::max_pool || i.op == Op::avg_pool;
   const bool pool = i.op == Op::max_pool || i.op == Op::avg_pool;
-  const bool active = !pool && i.op != Op::adaptive && i.op != Op::concat && i.op != Op::pad;
+  const bool active = !pool && i.op != Op::adaptive && i.op != Op::concat && i.op != Op::pad && i.op != Op::attention;
   if (active && name == "activation")
     i.activation = Activation(index_of(kActivations, &json, what));
   else if (window && name == "stride")
@@ -130,6 +131,16 @@ bool attribute(Instruction& i, std::string_view name, const Json& json, const st
     i.around = integers<4>(json, what, 0);
   else if (i.op == Op::layer_norm && name == "eps")
     i.eps = real(json, what);
+  else if (i.op == Op::attention && name == "heads")
+    i.heads = integer(json, what, 1, kMost);
+  else if (i.op == Op::attention && name == "width")
+    i.width = integer(json, what, 1, kMost);
+  else if (i.op == Op::attention && name == "scale")
+    i.scale = real(json, what);
+  else if (i.op == Op::attention && name == "causal")
+    i.causal = boolean(json, what);
+  else if (i.op == Op::attention && name == "first")
+    i.first = integers<3>(json, what, 0);
   else
     return false;
   return true;
@@ -159,11 +170,12 @@ Instruction instruction(const Json& json, const std::string& where, int64_t valu
   const auto [some, all] = signature.constants;
   require(i.constants.size() == some || i.constants.size() == all, what, ": constants must be ", some, " or ", all,
           ", got ", i.constants.size());
-  const char* needed = i.op == Op::adaptive                           ? "size"
-                       : i.op == Op::pad                              ? "around"
-                       : i.op == Op::max_pool || i.op == Op::avg_pool ? "kernel"
-                                                                      : nullptr;
-  require(needed == nullptr || find(row, needed) != nullptr, what, ": ", needed ? needed : "", " must be given");
+  std::vector<const char*> needed;
+  if (i.op == Op::adaptive) needed = {"size"};
+  if (i.op == Op::pad) needed = {"around"};
+  if (i.op == Op::max_pool || i.op == Op::avg_pool) needed = {"kernel"};
+  if (i.op == Op::attention) needed = {"heads", "width", "scale"};
+  for (const char* name : needed) require(find(row, name) != nullptr, what, ": ", name, " must be given");
   if (i.op == Op::max_pool || i.op == Op::avg_pool)  // so that every window holds a pixel
     for (size_t d = 0; d < 2; ++d)
       require(2 * i.padding[d] <= i.kernel[d], what, ": padding must be at most half of kernel, got ", i.padding[d],
@@ -203,6 +215,9 @@ Program parse_program(std::string_view text) {
     for (const int32_t c : i.constants) program.constants = std::max(program.constants, c + 1);
     require(i.op != Op::conv || program.grid(i.inputs[0]) != nullptr, name_of(program, n),
             ": its input must be on a grid");
+    require(i.op != Op::attention ||
+                std::all_of(i.inputs.begin(), i.inputs.end(), [&](int32_t v) { return program.grid(v) == nullptr; }),
+            name_of(program, n), ": its inputs must be float32");
   }
   for (const Json& output : list(find(whole, "outputs"), "program's outputs")) {
     const Json::List& pair = list(&output, "an output");

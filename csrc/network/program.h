@@ -12,7 +12,7 @@
 
 namespace sparseq::network {
 
-enum class Op { map, conv, max_pool, avg_pool, adaptive, add, mul, concat, pad, layer_norm };
+enum class Op { map, conv, max_pool, avg_pool, adaptive, add, mul, concat, pad, layer_norm, attention };
 enum class Form { image, pixels, rows, vector };
 
 struct Grid {
@@ -29,8 +29,10 @@ struct Instruction {
   std::array<int64_t, 2> kernel{1, 1}, stride{1, 1}, padding{0, 0}, dilation{1, 1}, size{1, 1};  // rows, columns
   std::array<int64_t, 4> around{};  // top, bottom, left, right
   int64_t groups = 1, columns = 1, divisor = 0;
-  bool ceil = false, include_pad = true;
-  float eps = 1e-5f;
+  std::array<int64_t, 3> first{};  // of attention: where in q, k and v its channels begin
+  int64_t heads = 0, width = 0;
+  bool ceil = false, include_pad = true, causal = false;
+  float eps = 1e-5f, scale = 1.0f;
 };
 
 struct Output {
@@ -59,7 +61,7 @@ std::string name_of(const Program& program, size_t instruction);
 const char* name_of(Form form);
 
 // Throws std::invalid_argument with one sentence. Values are defined before they are used, numbers are in their
-// ranges, convolutions read values on grids.
+// ranges, convolutions read values on grids, attention float32.
 Program parse_program(std::string_view text);
 
 }  // namespace sparseq::network

@@ -77,12 +77,26 @@ struct LayerNorm {
   Activation activation = Activation::none;
 };
 
+// Heads side by side, `depth` channels each. For every query:
+// s_j = scale * sum_d q_d k_jd, p_j = exp(s_j - max s), y_c = (sum_j p_j v_jc) * (1 / sum_j p_j); causal: j up to the
+// query's own number. All sums in order from 0; those of products round once a product and sum (fma).
+struct Attention {
+  View q, k, v;  // float32; pixels of q are queries, those of k and v keys
+  Target y;      // [images, pixels of q, heads * depth]
+  int64_t heads = 1, depth = 1;
+  float scale = 1.0f;
+  bool causal = false;
+  static constexpr int64_t kBlock = 64;  // queries of one head: an item
+};
+
 struct Kernels {
   void (*map)(const Map&, int64_t begin, int64_t end);               // pixels
   void (*binary)(const Binary&, int64_t begin, int64_t end);         // pixels of y
   void (*pool)(const Pool&, int64_t begin, int64_t end,              // pixels of y,
                int64_t channel_begin, int64_t channel_end);          // and channels
   void (*layer_norm)(const LayerNorm&, int64_t begin, int64_t end);  // pixels
+  void (*attention)(const Attention&, int64_t begin, int64_t end,    // blocks of each head of each image
+                    float* workspace);                               // [kBlock * (depth + keys)], aligned
 };
 
 const Kernels& kernels_scalar();

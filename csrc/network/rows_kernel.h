@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "../core/functions.h"
+#include "../gemm/unroll.h"
 #include "rows.h"
 
 namespace sparseq::network {
@@ -262,6 +263,7 @@ struct RowsKernel {
 }  // namespace
 }  // namespace sparseq::network
 
+#include "attention_kernel.h"
 #include "pool_kernel.h"
 
 namespace sparseq::network {
@@ -269,7 +271,8 @@ namespace {
 
 template <class F>
 constexpr Kernels make_kernels() {
-  return {RowsKernel<F>::map, RowsKernel<F>::binary, PoolKernel<F>::pool, RowsKernel<F>::layer_norm};
+  return {RowsKernel<F>::map, RowsKernel<F>::binary, PoolKernel<F>::pool, RowsKernel<F>::layer_norm,
+          AttentionKernel<F>::attention};
 }
 
 }  // namespace

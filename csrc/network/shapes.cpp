@@ -67,6 +67,7 @@ class Shapes {
           require(y.channels <= kMostElements, what_, ": its result must have at most 2^42 elements");
         }
         break;
+      case Op::attention: y = attention(i, x); break;
       case Op::pad: y.height += i.around[0] + i.around[1], y.width += i.around[2] + i.around[3]; break;
     }
     check_size(y, what_ + ": its result");
@@ -119,6 +120,19 @@ class Shapes {
     require((y.images == x.images || y.images == 1) && pixels && y.channels == x.channels, what_,
             ": the second input must have the first's shape, or size 1 in images or in height and width, got ",
             text_of(x), " and ", text_of(y));
+  }
+
+  Shape attention(const Instruction& i, Shape q) const {
+    const Shape &k = of(i, 1), &v = of(i, 2);
+    require(k.images == q.images && v.images == q.images && k.height == v.height && k.width == v.width, what_,
+            ": q, k and v must have as many images, and k and v the same pixels, got ", text_of(q), ", ", text_of(k),
+            " and ", text_of(v));
+    require(i.width % i.heads == 0, what_, ": heads must divide width, got ", i.heads, " and ", i.width);
+    for (size_t n = 0; n < 3; ++n)
+      require(of(i, n).channels >= i.first[n] + i.width, what_, ": input ", n, " must have ", i.width,
+              " channels from channel ", i.first[n], " on, got ", text_of(of(i, n)));
+    q.channels = i.width;
+    return q;
   }
 
   void sum(const Instruction& i, const Shape& x, const Shape& y) const {

@@ -104,6 +104,21 @@ void NormStep::bind(const Call& call) {
   norm.bias = call.floats(bias);
 }
 
+void AttentionStep::bind(const Call& call) {
+  attention.q.data = call.at(inputs[0]);
+  attention.k.data = call.at(inputs[1]);
+  attention.v.data = call.at(inputs[2]);
+  attention.y.data = call.at(y);
+}
+
+void AttentionStep::run(int64_t begin, int64_t end) const {
+  thread_local AlignedBytes workspace;
+  const int64_t floats = (attention.depth + attention.k.height * attention.k.width) * Attention::kBlock;
+  const auto size = size_t(floats) * sizeof(float);
+  if (workspace.size() < size) workspace = AlignedBytes(size);
+  kernels->attention(attention, begin, end, reinterpret_cast<float*>(workspace.data()));
+}
+
 void ConvStep::bind(const Call& call) {
   for (ConvStep& step : added) step.bind(call);
   const auto* bytes = static_cast<const uint8_t*>(call.constants[size_t(constants[1])]);

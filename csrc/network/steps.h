@@ -118,6 +118,17 @@ struct NormStep {
   void run(int64_t begin, int64_t end) const { kernels->layer_norm(norm, begin, end); }
 };
 
+struct AttentionStep {
+  std::array<Place, 3> inputs;  // q, k, v: where their channels begin
+  Place y;
+  Attention attention;
+  const Kernels* kernels;
+  Share share;
+
+  void bind(const Call& call);
+  void run(int64_t begin, int64_t end) const;
+};
+
 struct ConvStep {
   Place x, residual, y;
   WeightShape shape;
@@ -148,6 +159,7 @@ struct ConvStep {
   Depthwise depthwise_;
 };
 
-using Step = std::variant<LoadStep, QuantiseStep, MapStep, PadStep, BinaryStep, PoolStep, NormStep, ConvStep>;
+using Step =
+    std::variant<LoadStep, QuantiseStep, MapStep, PadStep, BinaryStep, PoolStep, NormStep, AttentionStep, ConvStep>;
 
 }  // namespace sparseq::network

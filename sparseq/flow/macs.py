@@ -43,14 +43,16 @@ def _integer_convolution(args: Any, result: Tensor) -> int:
 
 
 def _network(args: Any, result: list[Tensor]) -> int:
-    """Of a program's convolutions: each pixel of the result takes the whole weight."""
+    """A pixel of a convolution's result takes the whole weight, of attention's each key twice."""
     program, constants = Program.from_json(args[0]), [c.shape for c in args[1]]
-    found = shapes(program, [x.shape for x in args[2]], constants)[len(program.inputs) :]
-    return sum(
-        math.prod(shape[:3]) * math.prod(constants[i.constants[0]])
-        for i, shape in zip(program.instructions, found, strict=True)
-        if i.op == "conv"
-    )
+    found = shapes(program, [x.shape for x in args[2]], constants)
+    total = 0
+    for i, shape in zip(program.instructions, found[len(program.inputs) :], strict=True):
+        if i.op == "conv":
+            total += math.prod(shape[:3]) * math.prod(constants[i.constants[0]])
+        if i.op == "attention":
+            total += 2 * math.prod(shape) * math.prod(found[i.inputs[1]][1:3])
+    return total
 
 
 COUNTED: dict[str, Callable[[Any, Any], int]] = {

@@ -53,7 +53,7 @@ def reshaped(form: str, shape: Shape, wanted: Sequence[Any]) -> str | None:
     if not all(isinstance(n, int) for n in numbers) or not numbers or numbers.count(-1) > 1:
         return None
     first = wanted[0]
-    if not (first == -1 or (isinstance(first, fx.Node) and _is_batch(first))):
+    if not (first == -1 or (isinstance(first, fx.Node) and is_batch(first))):
         return None
     whole, product = 1, 1
     for size in sizes(form, shape):
@@ -77,7 +77,11 @@ def reshaped(form: str, shape: Shape, wanted: Sequence[Any]) -> str | None:
     return next((f for f in alike if sizes(f, shape) == found), None)
 
 
-def _is_batch(node: fx.Node) -> bool:
+# `x.shape[:-1]`
+_HEADS_OF_SHAPES = [slice(None, end) for end in (-1, -2, -3, 1, 2, 3)]
+
+
+def is_batch(node: fx.Node) -> bool:
     """Whether a node is the first size of a tensor that is no parameter."""
     at, dim = node.args[0] if node.args else None, node.args[1:2]
     if node.op == "call_method" and node.target == "size" and isinstance(at, fx.Node):
@@ -86,5 +90,8 @@ def _is_batch(node: fx.Node) -> bool:
         return False
     if not isinstance(at, fx.Node) or not isinstance(at.args[0], fx.Node):
         return False
+    if getattr(at.target, "__name__", "") == "getitem" and at.args[1] in _HEADS_OF_SHAPES:
+        at = at.args[0]
     is_shape = at.args[1:] == ("shape",) or (at.target == "size" and len(at.args) == 1)
-    return is_shape and at.args[0].op != "get_attr"
+    x = at.args[0]
+    return is_shape and isinstance(x, fx.Node) and x.op != "get_attr"

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparseq.lower import arithmetic, layers, views, windows
+from sparseq.lower import arithmetic, attention, layers, views, windows
 from sparseq.lower.forms import sizes
 from sparseq.lower.step import Call, Operand, Refused, Step, entering
 from sparseq.lower.trace import SOURCE, Traced, in_place
 from sparseq.nn import SparseQuantLayer
 
 Rule = Callable[[Call], Step]
-RULES: dict[str, Rule] = {**layers.RULES, **arithmetic.RULES, **views.RULES, **windows.RULES}
+RULES: dict[str, Rule] = {
+    **{**layers.RULES, **arithmetic.RULES, **attention.RULES},
+    **{**views.RULES, **windows.RULES},
+}
 # who may define a function of such a name; torch's own may have no module
 _HOMES = ("torch", "_operator", "torchvision.ops")
 
@@ -89,31 +92,33 @@ class Reader:
             return Operand(value, step.form, step.shape, True)
         return entering(value, form)
 
-    def _read(self, node: fx.Node) -> Step:
+    def _name(self, node: fx.Node) -> str:
+        """A node's name for `RULES`; "" where neither torch nor torchvision defines it."""
         module, call = self.module(node), node.target
-        rule: Rule
+        if module is not None:
+            kind, home = type(module).__name__, type(module).__module__
+            return kind if home.startswith(("torch.", "torchvision.ops")) else ""
+        kind = call if isinstance(call, str) else getattr(call, "__name__", "")
+        home = getattr(call, "__module__", None) or "torch"
+        known = node.op != "get_attr" and (isinstance(call, str) or home.startswith(_HOMES))
+        return "" if not known else kind if kind.startswith("__") else kind.rstrip("_")
+
+    def _read(self, node: fx.Node) -> Step:
+        module, kind = self.module(node), self._name(node)
+        rule = RULES.get(kind)
         if isinstance(module, SparseQuantLayer):
-            name = str(node.target).removeprefix(SOURCE).removeprefix(".")
-            rule, kind = layers.read_layer, name
-        else:
-            kind = call if isinstance(call, str) else getattr(call, "__name__", "")
-            if module is not None:
-                kind = type(module).__name__
-                known = type(module).__module__.startswith(("torch.", "torchvision.ops"))
-            else:
-                home = getattr(call, "__module__", None) or "torch"
-                known = isinstance(call, str) or home.startswith(_HOMES)
-                kind = kind if kind.startswith("__") else kind.rstrip("_")
-            found = RULES.get(kind) if known else None
-            if found is None:
-                opaque = self.traced.opaque.get(str(node.target))
-                raise Refused(opaque or "a program has no such instruction")
-            rule = found
+            kind = str(node.target).removeprefix(SOURCE).removeprefix(".")
+            rule = layers.read_layer
+        elif rule is None:
+            opaque = self.traced.opaque.get(str(node.target))
+            raise Refused(opaque or "a program has no such instruction")
         if node.meta.get("dtype") != torch.float32:
             raise Refused("its result is not float32")
         if not node.args:
             raise Refused("its arguments are not known")
-        step = rule(Call(node, kind, module, self._operand, self._constant))
+        names = (self._name, self.module)
+        call = Call(node, kind, module, self._operand, self._constant, *names)
+        step = attention.joined(call, self.steps) or rule(call)
         if sizes(step.form, step.shape) != node.meta["shape"]:
             raise Refused("its result has another shape than its instruction's")
         return step

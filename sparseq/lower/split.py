@@ -102,7 +102,7 @@ def _answer_sizes(found: Split, graph: fx.Graph) -> None:
         at, letter = query[0], found.steps[query[0]].form[query[1]]
         while letter != "C" and at in found.steps:
             step = found.steps[at]
-            same = step.op in (ALIAS, "map", "add", "mul", "layer_norm", "concat")
+            same = step.op in (ALIAS, "map", "add", "mul", "layer_norm", "concat", "attention")
             same = same or (step.op == "conv" and "L" in step.form)
             first = step.inputs[0]
             if letter not in first.form or not (same or letter == "N"):

@@ -71,6 +71,8 @@ class Call:
         module: the module, or None.
         operand: says how an argument is read, in a form or in the one that it has.
         constant: a tensor that depends on no input, or None.
+        name_of: any node's name; "" where neither torch nor torchvision defines it.
+        module_of: what a node calls, if that is a module.
     """
 
     node: fx.Node
@@ -78,6 +80,8 @@ class Call:
     module: nn.Module | None
     operand: Callable[..., Operand]
     constant: Callable[[Any], Tensor | None]
+    name_of: Callable[[fx.Node], str]
+    module_of: Callable[[fx.Node], nn.Module | None]
 
     @property
     def args(self) -> tuple[Any, ...]:

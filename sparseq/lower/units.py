@@ -150,15 +150,17 @@ class Fusion:
     def _grids(self) -> dict[Key, Grid | None]:
         """Where each value lives: on the grid of those who read it, if that is one.
 
-        With several grids, or where it leaves the program, it is float32, and each grid a map of
-        it. Maxima, padding and concatenation commute with rounding: their inputs live on the grid
-        of their result.
+        With several grids, where attention reads it, or where it leaves the program, it is
+        float32, and each grid a map of it. Maxima, padding and concatenation commute with rounding:
+        their inputs live on the grid of their result.
         """
         wanted: dict[Key, list[Grid]] = {}
         stored: dict[Key, Grid | None] = {}
+        factors = [key for u in self.units.values() if u.op == "attention" for key in u.inputs]
+        real = self.leaving.union(factors)
         for key, unit in reversed(self.units.items()):
             grids = set(wanted.get(key, ()))
-            stored[key] = grids.pop() if len(grids) == 1 and key not in self.leaving else None
+            stored[key] = grids.pop() if len(grids) == 1 and key not in real else None
             if unit.layer is not None:
                 wanted.setdefault(unit.inputs[0], []).append(grid_of(unit.layer))
             own = stored[key]

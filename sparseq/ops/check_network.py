@@ -119,9 +119,25 @@ def _check_inputs(where: str, i: Instruction, inputs: list[Shape], result: Shape
                 f"{where}: the second input must be [N, H, W, C] {inputs[0]}, or 1 in N, or in H "
                 f"and W, got {inputs[1]}"
             )
+    if i.op == "attention":
+        _check_attention(where, i, inputs)
     narrow = i.op == "conv" and _known(inputs[0][2]) and inputs[0][2] < i.get("columns")
     if narrow or any(_known(s) and s < 1 for s in result[1:]):
         raise ValueError(f"{where}: its window must fit the padded input, got {inputs[0]}")
+
+
+def _check_attention(where: str, i: Instruction, inputs: list[Shape]) -> None:
+    (n, *_), (n2, *keys, _), (n3, *values, _) = inputs
+    if _differ((n, n), (n2, n3)) or _differ(keys, values):
+        raise ValueError(
+            f"{where}: q, k and v must agree in N, and k and v in H and W, got {inputs}"
+        )
+    width = i.get("width")
+    for name, first, shape in zip("qkv", i.get("first"), inputs, strict=True):
+        if shape[3] < first + width:
+            raise ValueError(
+                f"{where}: {name} must have {width} channels from channel {first} on, got {shape}"
+            )
 
 
 def check_network(

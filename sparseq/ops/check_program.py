@@ -11,9 +11,10 @@ from sparseq.program import ACTIVATIONS, FORMS, OPS, VERSION, Grid, Instruction,
 
 # of an attribute: how many whole numbers it is a list of, and their least
 _LISTS = {"kernel": (2, 1), "stride": (2, 1), "padding": (2, 0), "dilation": (2, 1), "size": (2, 1)}
-_LISTS["around"] = (4, 0)
-_NUMBERS = {"groups": 1, "columns": 1, "divisor": 0}  # one whole number, at least this
-_FLAGS = ("ceil", "include_pad")
+_LISTS |= {"around": (4, 0), "first": (3, 0)}
+# one whole number, at least this
+_NUMBERS = {"groups": 1, "columns": 1, "divisor": 0, "heads": 1, "width": 1}
+_FLAGS = ("ceil", "include_pad", "causal")
 _MOST = 2**30  # of a whole number: products of two stay far inside of int64
 _TINY, _HUGE = 2.0**-149, torch.finfo(torch.float32).max
 _KEYS = {"version", "inputs", "instructions", "outputs"}
@@ -83,9 +84,9 @@ def _check_attribute(where: str, name: str, value: Any) -> None:
         wanted = f"a whole number of at least {_NUMBERS[name]} and at most 2^30"
     elif name in _FLAGS:
         good, wanted = isinstance(value, bool), "true or false"
-    elif name == "eps":
-        good = type(value) in (int, float) and 0 <= value <= _HUGE
-        wanted = "a finite float32 of at least 0"
+    elif name in ("eps", "scale"):
+        good = type(value) in (int, float) and (0 if name == "eps" else -_HUGE) <= value <= _HUGE
+        wanted = "a finite float32" + (" of at least 0" if name == "eps" else "")
     else:
         good, wanted = value in ACTIVATIONS, f"one of {ACTIVATIONS}"
     if not good:
@@ -109,6 +110,10 @@ def _check_attributes(where: str, i: Instruction) -> None:
             raise ValueError(
                 f"{where}: padding must be at most half of kernel, {kernel}, got {padding}"
             )
+    if i.op == "attention" and i.get("width") % i.get("heads"):
+        raise ValueError(
+            f"{where}: heads must divide width, {i.get('width')}, got {i.get('heads')}"
+        )
 
 
 def _check_counts(where: str, i: Instruction, values: int) -> None:
@@ -147,6 +152,8 @@ def check_program(program: Program) -> None:
             _check_grid(where, i.grid)
         if i.op == "conv" and grids[i.inputs[0]] is None:
             raise ValueError(f"{where}: its first input must be on a grid, got a float32 value")
+        if i.op == "attention" and any(grids[v] is not None for v in i.inputs):
+            raise ValueError(f"{where}: its inputs must be float32, got a value on a grid")
         grids.append(i.grid)
     for n, (value, form) in enumerate(program.outputs):
         _check_form(f"output {n}", form)

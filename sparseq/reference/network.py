@@ -19,7 +19,7 @@ from sparseq.program import (
     value_shape,
 )
 from sparseq.reference.affine import dequantize, quantize
-from sparseq.reference.functions import activate
+from sparseq.reference.functions import activate, exp, fma
 from sparseq.reference.gemm import int8_conv2d
 
 _LANES = 16
@@ -81,6 +81,43 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     # torch's float32 sqrt is not always the nearest; float64's, rounded, is
     y = d * (1.0 / (variance + torch.tensor(eps)).double().sqrt().float())
     return y if weight is None or bias is None else y * weight + bias
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool = False) -> Tensor:
+    """`[..., L, d]`, `[..., S, d]` and `[..., S, e]` to `[..., L, e]`: softmax(scale q k^T) v.
+
+    `s = scale * sum_d q k`, `p = exp(s - max s)`, `y = (sum_j p v) * (1 / sum_j p)`, all float32
+    and summed in order from 0; a product and what it is added to are rounded once. Causal: query i
+    looks at keys j <= i.
+
+    Reference:
+        Vaswani et al. 2017, equation 1.
+    """
+    scores = q.new_zeros(*q.shape[:-1], k.shape[-2])
+    for d in range(q.shape[-1]):
+        scores = fma(q[..., d, None], k[..., None, :, d], scores)
+    scores = scores * torch.tensor(scale)
+    seen = torch.ones(scores.shape[-2:], dtype=torch.bool)
+    if causal:
+        seen = seen.tril()
+    most = scores.masked_fill(~seen, -torch.inf).amax(-1, keepdim=True)
+    weights = exp(scores - most).masked_fill(~seen, 0.0)
+    total = torch.zeros_like(most)
+    y = q.new_zeros(*q.shape[:-1], v.shape[-1])
+    for j in range(k.shape[-2]):
+        total = total + weights[..., j, None]
+        y = torch.where(seen[:, j, None], fma(weights[..., j, None], v[..., None, j, :], y), y)
+    return y * (1.0 / total)
+
+
+def _attention(i: Instruction, inputs: list[Value]) -> Tensor:
+    heads, width = i.get("heads"), i.get("width")
+    q, k, v = (
+        x.data[..., first : first + width].flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for x, first in zip(inputs, i.get("first"), strict=True)
+    )
+    y = attention(q, k, v, i.get("scale"), i.get("causal"))
+    return y.transpose(1, 2).reshape(*inputs[0].data.shape[:3], width)
 
 
 class _Axis(NamedTuple):
@@ -173,6 +210,8 @@ def _result(i: Instruction, inputs: list[Value], constants: list[Tensor]) -> Ten
     if i.op == "layer_norm":
         weight, bias = constants or (None, None)
         return layer_norm(x.real(), weight, bias, i.get("eps"))
+    if i.op == "attention":
+        return _attention(i, inputs)
     if i.op == "map":
         return x.real() * constants[0] + constants[1] if constants else x.real()
     if i.op == "concat":

@@ -274,12 +274,44 @@ static void layer_norms() {
       });
 }
 
+static void attentions() {
+  const int64_t queries = uniform(1, 80), keys = uniform(1, 20), images = uniform(1, 2);
+  Attention g;
+  g.heads = uniform(1, 3), g.depth = uniform(1, 12);
+  g.scale = 0.3f;
+  g.causal = uniform(0, 1);
+  const int64_t channels = g.heads * g.depth;
+  const bool odd = uniform(0, 4) == 0;
+  const auto floats = [&](int64_t pixels) {
+    Value v = value(images, 1, pixels, channels, odd);
+    while (v.view.type != Element::f32) v = value(images, 1, pixels, channels, odd);
+    return v;
+  };
+  const Value q = floats(queries), k = floats(keys), v = floats(keys);
+  g.q = q.view, g.k = k.view, g.v = v.view;
+  g.q.data = q.bytes.data(), g.k.data = k.bytes.data(), g.v.data = v.bytes.data();
+  const int64_t blocks = (queries + Attention::kBlock - 1) / Attention::kBlock, items = images * g.heads * blocks;
+  std::vector<float> memory(static_cast<std::size_t>(Attention::kBlock * (g.depth + keys) + 16));
+  float* workspace = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) / 4 % 16;
+  check(
+      "attention", target(g.q, channels), images * queries, channels, false,
+      [&](const Kernels& kernels, const Target& to, int64_t begin, int64_t end) {
+        if (end != images * queries) return;  // its items are no pixels
+        (void)begin;
+        g.y = to;
+        kernels.attention(g, 0, items / 2, workspace);
+        kernels.attention(g, items / 2, items, workspace);
+      },
+      [](int64_t, int64_t) { return 0.0f; });
+}
+
 int main() {
   for (int t = 0; t < 1500; ++t) {
     maps();
     binaries();
     pools();
     layer_norms();
+    attentions();
   }
   std::printf("%d checks, %d failures\n", checks, failures);
   return failures != 0;

@@ -194,6 +194,26 @@ class Maker:
         others = [self.of(fit) for _ in range(self.whole(0, 2))]
         self.append(Instruction("concat", (v, *others)))
 
+    def attention(self, v):
+        n = self.found[v][0]
+        if self.grids[v] is not None:
+            self.append(Instruction("map", (v,)))
+            self.instructions[-1] = replace(self.instructions[-1], grid=None)
+            self.grids[-1] = None
+            v = len(self.found) - 1
+        fit = [y for y, s in enumerate(self.found) if s[0] == n and self.grids[y] is None]
+        key = self.of(fit)
+        values = [y for y in fit if self.found[y][1:3] == self.found[key][1:3]]
+        read = (v, key, self.of(values))
+        most = min(self.found[y][3] for y in read)
+        heads = self.of([1, 2, 3, 4])
+        width = heads * self.whole(1, most // heads) if heads <= most else most
+        heads = heads if heads <= most else 1
+        first = [self.whole(0, self.found[y][3] - width) for y in read]
+        attributes = {"heads": heads, "width": width, "scale": self.of([0.25, 1.0, -0.5])}
+        attributes |= {"causal": self.draw(st.booleans()), "first": first}
+        self.append(Instruction("attention", read, None, (), attributes))
+
     def case(self):
         last = len(self.found) - 1
         outputs = []

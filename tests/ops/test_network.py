@@ -80,6 +80,25 @@ def test_the_second_is_repeated(op, grids, shape):
     assert_as_defined(Case(program, [], [torch.randn(3, 17, 4, 5) * 3, torch.randn(shape)]))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("queries", "keys", "heads", "depth"),
+    [(130, 130, 2, 32), (1, 70, 3, 8), (65, 5, 1, 13), (17, 33, 2, 1), (64, 64, 1, 40)],
+)
+@pytest.mark.usefixtures("isa")
+def test_attention_of_several_blocks(queries, keys, heads, depth, causal):
+    """More queries than a block has, with tails; infinity and NaN stay where they may reach."""
+    width = heads * depth
+    q, k, v = (torch.randn(2, n, width + 3) for n in (queries, keys, keys))
+    v[1, keys // 2, 1] = torch.inf
+    k[0, keys - 1, 2] = torch.nan
+    attributes = {"heads": heads, "width": width, "scale": depth**-0.5, "causal": causal}
+    made = Instruction("attention", (0, 1, 2), None, (), {**attributes, "first": [0, 1, 3]})
+    on_grid = Instruction("map", (3,), Grid(0.0625, 90))
+    program = Program(("rows",) * 3, (made, on_grid), ((3, "rows"), (4, "rows")))
+    assert_as_defined(Case(program, [], [q, k, v]))
+
+
 def test_text_and_object_are_one():
     case = small_network()
     text = ops.network(case.program.to_json(), case.constants, case.inputs)
@@ -154,3 +173,8 @@ def test_multiplications():
     model = Runner(case)
     counted = count_macs(lambda: model(case.inputs[0]), model)
     assert counted == 2 * (5 * 6 * 8 * 27 + 5 * 6 * 8 * 72 + 5 * 8)
+    attributes = {"heads": 2, "width": 6, "scale": 1.0}
+    attention = Instruction("attention", (0, 1, 1), None, (), attributes)
+    text = Program(("rows", "rows"), (attention,), ((2, "rows"),)).to_json()
+    q, k = torch.randn(2, 5, 6), torch.randn(2, 7, 6)
+    assert count_macs(lambda: ops.network(text, [], [q, k]), model) == 2 * 2 * 5 * 7 * 6

@@ -27,6 +27,7 @@ def program_of(*instructions, inputs=("image",), outputs=()):
 
 to_grid = instruction("map", grid=GRID)
 POOL = {"kernel": [2, 2], "padding": [0, 0]}
+ATTENTION, HEADS = ("attention", 0, 0, 0), {"heads": 2, "width": 4, "scale": 0.5}
 
 
 # (an instruction on the image, what the message must say)
@@ -65,6 +66,16 @@ INSTRUCTIONS = [
     (instruction("layer_norm", eps=float("nan")), "eps must be a finite float32 .* got nan"),
     (instruction("layer_norm", eps=-1e-5), "eps must .* of at least 0, got -1e-05"),
     (instruction("layer_norm", eps=10**400), "eps must be a finite float32"),
+    (instruction(*ATTENTION, heads=2, width=4), r"\(attention\): scale must be given"),
+    (instruction(*ATTENTION, **{**HEADS, "heads": 0}), "heads must be a whole number"),
+    (instruction(*ATTENTION, **{**HEADS, "heads": 3}), "heads must divide width, 4, got 3"),
+    (instruction(*ATTENTION, **{**HEADS, "scale": 1e39}), "scale must be a finite float32,"),
+    (instruction(*ATTENTION, **HEADS, causal=0), "causal must be true or false, got 0"),
+    (instruction(*ATTENTION, **HEADS, first=[0, 0]), "first must be 3 whole numbers"),
+    (
+        instruction(*ATTENTION, **HEADS, first=[0, 1, 0]),
+        r"k must have 4 channels from channel 1 on, got \(2, 5, 6, 4\)",
+    ),
     (instruction("conv", constants=(0, 1, 2)), "first input must be on a grid, got"),
     (instruction("max_pool", kernel=[6, 2]), r"window must fit .*, got \(2, 5, 6, 4\)"),
     (instruction("layer_norm", constants=(2, 4)), "constants must be below 4"),
@@ -177,6 +188,16 @@ def test_a_second_input_is_repeated_as_a_whole(op, shape):
     both = program_of(instruction(op, 0, 1), inputs=("image", "image"))
     with pytest.raises(ValueError, match=says("or 1 in N, or in H and W, got")):
         ops.network(both, [], [image, torch.ones(shape)])
+
+
+def test_attention_reads_floats_of_one_batch():
+    on_grid = program_of(to_grid, instruction("attention", 0, 1, 0, **HEADS))
+    with pytest.raises(ValueError, match=says("inputs must be float32, got a value on a grid")):
+        ops.network(on_grid, [], [image])
+    both = program_of(instruction("attention", 0, 1, 0, **HEADS), inputs=("image", "image"))
+    for other in (image[:1], image[:, :, 1:]):
+        with pytest.raises(ValueError, match=says("must agree in N, and k and v in H and W, got")):
+            ops.network(both, [], [image, other])
 
 
 def test_concat_agrees_but_for_channels():

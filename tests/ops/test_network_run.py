@@ -258,6 +258,9 @@ def text_of(*instructions, outputs=(), **whole):
     return json.dumps(known | whole)
 
 
+HEADS = {"op": "attention", "inputs": [0, 0, 0], "heads": 1, "width": 2, "scale": 1}
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -292,6 +295,10 @@ def test_text_that_is_no_program(text):
         *({"op": "avg_pool", "kernel": [1, 1], "divisor": -1}, {"op": "layer_norm", "eps": -1}),
         *({"op": "avg_pool", "kernel": [1, 1], "dilation": [1, 1]}, {"op": "concat", "inputs": []}),
         *({"op": "conv", "constants": [0, 0, 0]}, {"op": "add"}, "map", None, 3),
+        *(HEADS | wrong for wrong in ({"scale": "1"}, {"heads": 0}, {"heads": 3}, {"width": 9})),
+        *(HEADS | wrong for wrong in ({"first": [0, 0]}, {"first": [0, 1, 0]}, {"causal": 1})),
+        *(HEADS | wrong for wrong in ({"activation": "relu"}, {"inputs": [0, 0]}, {"eps": 1})),
+        {k: v for k, v in HEADS.items() if k != "scale"},
     ],
 )
 def test_instructions_that_cannot_be(instruction):

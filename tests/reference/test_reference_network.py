@@ -1,5 +1,7 @@
 """The definition of programs agrees with torch.nn.functional, on float32 values."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -8,7 +10,8 @@ from torch.nn import functional
 
 from sparseq import reference
 from sparseq.program import ACTIVATIONS, FORMS, Grid, Instruction, Program, tensor_shape
-from sparseq.reference.functions import activate
+from sparseq.reference import functions
+from sparseq.reference.functions import activate, fma
 
 x = torch.randn(2, 5, 7, 9)  # N, C, H, W
 small = st.integers(1, 4)
@@ -66,6 +69,62 @@ def test_layer_norm(channels, affine):
     constants = [torch.randn(channels), torch.randn(channels)] if affine else []
     y = run("layer_norm", rows, constants=constants, form="rows", eps=1e-3)
     close(y, functional.layer_norm(rows, [channels], *constants, eps=1e-3))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("heads", "first"), [(1, [0, 0, 0]), (3, [0, 2, 6])])
+def test_attention(causal, heads, first):
+    q, k, v = torch.randn(2, 4, 12), torch.randn(2, 7, 14), torch.randn(2, 7, 18)
+    attributes = {"heads": heads, "width": 12, "scale": 0.3, "causal": causal, "first": first}
+    y = run("attention", q, k, v, form="rows", **attributes)
+    parts = (x[..., f : f + 12] for x, f in zip((q, k, v), first, strict=True))
+    parts = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in parts)
+    wanted = functional.scaled_dot_product_attention(*parts, is_causal=causal, scale=0.3)
+    close(y, wanted.transpose(1, 2).flatten(2))
+
+
+wide = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(wide, wide, wide)
+def test_fma_rounds_the_exact_sum_once(a, b, c):
+    y = fma(*(torch.tensor(x) for x in (a, b, c)))
+    exact = Fraction(a) * Fraction(b) + Fraction(c)
+    if y.isfinite():
+        assert y == nearest_float32(exact)
+    else:
+        assert abs(exact) >= Fraction(2) ** 128 - Fraction(2) ** 103
+
+
+def nearest_float32(exact):
+    """Of ties the even one, by whole numbers only."""
+    if not exact:
+        return 0.0
+    unit = Fraction(2) ** max(_exponent(abs(exact)) - 23, -149)
+    return float(round(exact / unit) * unit)
+
+
+def _exponent(x):
+    found = x.numerator.bit_length() - x.denominator.bit_length()
+    return found if Fraction(2) ** found <= x else found - 1
+
+
+# the function, exactly, and the error that sparseq/reference/functions.py tells of
+ACCURACY = {
+    "exp": (torch.exp, 2e-7, True),
+    "sigmoid": (torch.sigmoid, 4e-7, False),
+    "tanh": (torch.tanh, 4e-7, False),
+    "gelu": (lambda x: x * torch.special.ndtr(x), 5e-7, False),
+}
+
+
+@pytest.mark.parametrize("name", ACCURACY)
+def test_functions_are_as_accurate_as_they_say(name):
+    exact, bound, by_size = ACCURACY[name]
+    x = torch.cat([torch.linspace(-87, 87, 100_001), torch.linspace(-6, 6, 100_001)])
+    error = (getattr(functions, name)(x).double() - exact(x.double())).abs()
+    error = error / exact(x.double()) if by_size else error
+    assert error.max() < bound
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #undef _mm512_madd_epi16
+#undef _mm512_fmadd_ps
 
 namespace {
 
@@ -46,6 +47,16 @@ inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
   for (int i = 0; i < 16; ++i) sums[i] = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
   __m512i r;
   std::memcpy(&r, sums, sizeof r);
+  return r;
+}
+inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {  // SIMDe's may round twice
+  float x[16], y[16], z[16];
+  std::memcpy(x, &a, sizeof x);
+  std::memcpy(y, &b, sizeof y);
+  std::memcpy(z, &c, sizeof z);
+  for (int i = 0; i < 16; ++i) z[i] = std::fma(x[i], y[i], z[i]);
+  __m512 r;
+  std::memcpy(&r, z, sizeof r);
   return r;
 }
 inline __m512 _mm512_cvtph_ps(__m256i a) {
