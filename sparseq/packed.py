@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparseq import ops
+from sparseq.ops.check import check_grouping
 from sparseq.quant import range_to_grid
 from sparseq.reference import expand_channels
 from sparseq.spec import Quant
@@ -42,6 +43,18 @@ class PackedWeight:
             weight, scale, zero_point, spec.quant_min, spec.quant_max, spec.axis, spec.group_size
         )
         return cls.from_integers(q, scale, zero_point, spec)
+
+    @classmethod
+    def like(cls, weight: Tensor, spec: Quant) -> PackedWeight:
+        """What `from_float` makes of such a weight but for the contents: on the meta device."""
+        check_grouping("PackedWeight", weight, spec.axis, spec.group_size)
+        dtype = torch.int8 if spec.signed else torch.uint8
+        values = torch.empty(weight.shape, dtype=dtype, device="meta")
+        rows = weight.shape[0]
+        groups = [] if spec.group_size is None else [weight.numel() // rows // spec.group_size]
+        scale = torch.empty([rows, *groups], device="meta")
+        zero = None if spec.symmetric else torch.empty_like(scale, dtype=torch.int32)
+        return cls(values, scale, zero, spec)
 
     @classmethod
     def from_integers(

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sparseq.flow.meta import materialize
 from sparseq.flow.storage import KEY, load, read_file
@@ -190,10 +191,27 @@ def open_torch(
     return script.eval()
 
 
+class _Uninitialised(TorchFunctionMode):
+    """What would fill tensors of the meta device runs not at all: it touches a megabyte of code."""
+
+    fills = (Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run the function, unless it is one of those."""
+        given = kwargs or {}
+        if function in self.fills or getattr(function, "__module__", None) == nn.init.__name__:
+            filled = args[0] if args else given["tensor"]
+            if filled.is_meta:
+                return filled
+        return function(*args, **given)
+
+
 def _architecture(build: Callable[[], nn.Module]) -> nn.Module:
     """On the meta device where it can be made there: a file brings all that it holds."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             model = build()
         alone = [n for m in model.modules() for n in m._non_persistent_buffers_set]
     except Exception:  # what it computes on the way needs values

@@ -145,8 +145,7 @@ def _restore_structure(model: Model, header: dict[str, Any]) -> Model:
         spec = Quant(**entry["weight"])
         weight: Tensor = layer.weight  # type: ignore[assignment]
         device = "cpu" if weight.is_meta else weight.device
-        empty = outputs_first(layer, torch.empty_like(weight, device="meta"))
-        packed = PackedWeight.from_float(empty, spec)
+        packed = PackedWeight.like(outputs_first(layer, weight), spec)
         grid = None
         if entry["input"] is not None:
             scale = torch.ones(1, device=device) if entry["static"] else None
@@ -154,7 +153,7 @@ def _restore_structure(model: Model, header: dict[str, Any]) -> Model:
         outputs = packed.values.shape[0]
         bias = torch.empty(outputs, device="meta") if entry["bias"] else None
         if entry["zero_point"] and packed.zero_point is None:
-            zero = torch.zeros_like(packed.scale, dtype=torch.int32)
+            zero = torch.empty_like(packed.scale, dtype=torch.int32)
             packed = dataclasses.replace(packed, zero_point=zero)
         swapped = kind(packed, bias, grid, layer)
         swapped.rows = entry.get("rows")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sparseq.lower.hollow import hollow_call
 from sparseq.nn import INTEGER_LAYERS, SparseQuantLayer
 
 SOURCE = "source"  # the model's name in the traced root
@@ -95,9 +96,9 @@ class _Known(fx.Proxy):
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, example: Tensor, opaque: dict[str, str]) -> None:
+    def __init__(self, example: Tensor, opaque: dict[str, str], hollow: bool) -> None:
         super().__init__()
-        self._example, self._opaque = example, opaque
+        self._example, self._opaque, self._hollow = example, opaque, hollow
         self._running = False  # a leaf runs on values
         self.failed = ""  # the innermost module in which tracing failed
 
@@ -136,12 +137,17 @@ class _Tracer(fx.Tracer):
             return self._example
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self.root)
+        call: Callable[..., Any]
         if node.op == "call_module":
-            return self.root.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+            call = module = self.root.get_submodule(str(node.target))
+            if module._parameters or module._buffers or module._modules:
+                return call(*args, **kwargs)
+        elif node.op == "call_method":
+            call = getattr(type(args[0]), str(node.target))
+        else:
+            assert callable(node.target)
+            call = node.target
+        return hollow_call(call, args, kwargs) if self._hollow else call(*args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self._running:
@@ -243,12 +249,16 @@ def trace(model: nn.Module, example: Tensor) -> Traced | str:
         example: what the model is run on, once or more; not changed.
     """
     opaque: dict[str, str] = {}
+    hollow = True
     while True:
-        root, tracer = Root(model), _Tracer(example.clone(), opaque)
+        root, tracer = Root(model), _Tracer(example.clone(), opaque, hollow)
         try:
             graph = tracer.trace(root)
             break
         except Exception as error:  # the model's own forward may raise anything
+            if hollow:  # perhaps for want of values
+                hollow = False
+                continue
             first = (str(error).strip().splitlines() or [""])[0]
             reason = f"torch.fx cannot trace it ({type(error).__name__}: {first})"
             last = len(opaque) == MOST_OPAQUE or tracer.failed in opaque

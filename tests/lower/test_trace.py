@@ -48,6 +48,34 @@ def test_sizes_do_not_take_results_out_of_a_program():
         torch.testing.assert_close(fast(x), layerwise(fast)(x), rtol=0, atol=0.05)
 
 
+def last_marked(m, x):
+    """Of each sequence the row of the greatest mark, as text encoders pool."""
+    rows = m.a(x)
+    return m.b(rows[torch.arange(rows.shape[0]), rows[..., 0].argmax(-1)])
+
+
+def test_values_that_decide_are_the_examples():
+    x = torch.randn(3, 5, 8)
+    layers = {"a": nn.Linear(8, 8), "b": nn.Linear(8, 4)}
+    fast = lowered(Chain(last_marked, **layers), x)
+    assert len(fast.assembled.programs) == 2 and by_layers(fast, x, torch.randn(2, 4, 8))
+
+    def positive(m, x):
+        h = m.a(x)
+        return m.b(h.relu() if (h.abs() + 1).sum().item() > 0 else h)
+
+    fast = lowered(Chain(positive, a=conv(), b=conv()), torch.randn(X))
+    assert fast.assembled is not None and by_layers(fast, torch.randn(X))
+
+
+def test_sizes_as_numbers():
+    def forward(m, x):
+        return m.b(m.a(x) / x.shape[2:].numel())
+
+    fast = lowered(Chain(forward, a=conv(), b=conv()), torch.randn(X))
+    assert_all_in_programs(fast)
+
+
 WRITES = {
     "residual": lambda m, x: (h := m.a(x)).relu_() + m.b(h),
     "read before": lambda m, x: m.b((h := m.a(x)) + (h * 2).relu_()),
