@@ -103,16 +103,20 @@ struct Driver {
   };
 
   // Which weights tile t should prefetch while it multiplies. The only tile of a chunk looks ahead of itself, where it
-  // reads memory; else the first tiles fetch the panels' next chunk, one line per block, the others nothing.
+  // reads memory; else the tiles share the lines of the panels' next chunk, as many per block as it takes.
   static void look_ahead(const sparseq::Tiles& w, const sparseq::Chunk* const* of_panel, const Reading& reading,
                          int64_t chunks_on, int64_t t, int64_t tiles, sparseq::Operands& o) {
-    const int64_t lines = (w.block_bytes() + 63) / 64, panel = t / lines;
-    o.next = nullptr, o.next_lines = tiles == 1 ? lines : 1;
-    if (tiles == 1 && (reading.dense || reading.stored))
+    const int64_t lines = (w.block_bytes() + 63) / 64;
+    o.next = nullptr, o.next_lines = lines;
+    if (tiles == 1 && (reading.dense || reading.stored)) {
       o.next = o.weights + 2048;
-    else if (panel < reading.together)
-      o.next =
-          w.data + of_panel[panel]->data + chunks_on * w.chunk_bytes() + t % lines * 64 * of_panel[panel]->blocks();
+      return;
+    }
+    const int64_t turns = tiles < reading.together ? 1 : tiles / reading.together, panel = t / turns;
+    o.next_lines = (lines + turns - 1) / turns;
+    const int64_t line = t % turns * o.next_lines;
+    if (panel < reading.together && line < lines)
+      o.next = w.data + of_panel[panel]->data + chunks_on * w.chunk_bytes() + line * 64 * of_panel[panel]->blocks();
   }
 
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,

@@ -71,8 +71,8 @@ struct DotMicro {
       unroll<R>([&](auto r) SPARSEQ_INLINE { kept[r] = rows[r]; });
       for (; at < stop; at += kInputs) {
         if (R > kKept) asm("" : "+r"(rows));  // or they would be copied to the stack first
-        if (next != nullptr) {
-          for (int64_t line = 0; line < o.next_lines; ++line) __builtin_prefetch(next + 64 * line);
+        if (next != nullptr) {  // to L2: L1 holds the chunk in use, and has fewer misses under way at a time
+          for (int64_t line = 0; line < o.next_lines; ++line) __builtin_prefetch(next + 64 * line, 0, 2);
           next += 64 * o.next_lines;
         }
         body([&](auto r) SPARSEQ_INLINE { return (R > kKept ? rows : kept)[r] + at; });
