@@ -134,7 +134,7 @@ struct DotMicro {
     const uint8_t* next = o.next;
     walk_stored(o.weights, o.count[0], [&](uint32_t b, const uint8_t* w, Vec index0, Vec index1) SPARSEQ_INLINE {
       const auto p = rows.at(o.refs[b].tap, o.refs[b].offset());
-      if (next != nullptr) prefetch<2 * kBytes + 64>(next, w - o.weights);
+      prefetch<2 * kBytes + 64>(next, w - o.weights);
       const Vec index[2] = {index0, index1}, wv[2] = {T::load(w), T::load(w + kBytes)};
       unroll<(R + 1) / 2>([&](auto pair) SPARSEQ_INLINE {  // two rows side by side: 3 % over one
         constexpr int kFirst = 2 * pair, kRows = R - kFirst < 2 ? 1 : 2;
