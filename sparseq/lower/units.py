@@ -13,6 +13,7 @@ from sparseq.lower.step import ALIAS, Operand, Step
 from sparseq.nn import SparseQuantLayer
 from sparseq.program import OPS, Grid, Shape
 
+_GRID_TO_GRID = ("max_pool", "pad", "concat")  # commute with rounding
 Key = fx.Node | tuple[fx.Node, str]  # a step's result, or what enters in a form
 
 
@@ -151,20 +152,27 @@ class Fusion:
         """Where each value lives: on the grid of those who read it, if that is one.
 
         With several grids, where attention reads it, or where it leaves the program, it is
-        float32, and each grid a map of it. Maxima, padding and concatenation commute with rounding:
-        their inputs live on the grid of their result.
+        float32, and each grid a map of it. So is a norm's result that a sum reads, too: it was
+        float32 anyway, and a transformer's sums go through all layers. Maxima, padding and
+        concatenation commute with rounding: their inputs live on the grid of their result.
         """
         wanted: dict[Key, list[Grid]] = {}
         stored: dict[Key, Grid | None] = {}
-        factors = [key for u in self.units.values() if u.op == "attention" for key in u.inputs]
-        real = self.leaving.union(factors)
+        real = set(self.leaving)
+        for unit in self.units.values():
+            for n, key in enumerate(unit.inputs):
+                maker = self.units.get(key)
+                rounds = unit.op in _GRID_TO_GRID or (unit.layer is not None and n == 0)
+                norm = maker is not None and maker.op == "layer_norm"
+                if unit.op == "attention" or (norm and not rounds):
+                    real.add(key)
         for key, unit in reversed(self.units.items()):
             grids = set(wanted.get(key, ()))
             stored[key] = grids.pop() if len(grids) == 1 and key not in real else None
             if unit.layer is not None:
                 wanted.setdefault(unit.inputs[0], []).append(grid_of(unit.layer))
             own = stored[key]
-            if unit.op in ("max_pool", "pad", "concat") and own is not None:
+            if unit.op in _GRID_TO_GRID and own is not None:
                 for read in unit.inputs:
                     wanted.setdefault(read, []).append(own)
         return stored

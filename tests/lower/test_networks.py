@@ -36,9 +36,9 @@ NETWORKS = {
     "efficientnet_b0": (lambda: models.efficientnet_b0(), (2, 3, 64, 64), 1, 1.5),
     "convnext_tiny": (lambda: models.convnext_tiny(), (2, 3, 64, 64), 1, 2.0),
     "squeezenet": (lambda: models.squeezenet1_1(), (2, 3, 64, 64), 1, 0.1),
-    "vit": (vit, (2, 3, 32, 32), 3, 1.0),
-    "encoder": (encoder, (2, 7, 32), 1, 4.0),
-    "encoder, norms first": (lambda: encoder(norm_first=True), (2, 7, 32), 1, 1.0),
+    "vit": (vit, (2, 3, 32, 32), 3, 0.1),
+    "encoder": (encoder, (2, 7, 32), 1, 0.1),
+    "encoder, norms first": (lambda: encoder(norm_first=True), (2, 7, 32), 1, 0.1),
 }  # fmt: skip
 
 
