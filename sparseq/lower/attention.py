@@ -46,9 +46,10 @@ class _Found(NamedTuple):
 
 
 def _name(node: fx.Node, call: Call) -> str:
+    """A node's name; "" of a function that drops elements."""
     name = call.name_of(node)
-    trains = name == "dropout" and (*node.args[2:3], *node.kwargs.values())[-1:] != (False,)
-    return "" if trains else name
+    drops = name == "dropout" and (*node.args[2:3], node.kwargs.get("training", True))[0]
+    return "" if drops else name
 
 
 def _is_view(node: Any, call: Call) -> bool:
@@ -141,10 +142,12 @@ def _factor(node: Any, call: Call) -> tuple[Any, float]:
         values = [call.constant(a) for a in node.args]
         at = 1 if values[1] is not None else 0
         value = values[at]
-        if value is None or value.numel() != 1 or (at == 0 and name not in ("mul", "multiply")):
+        if value is None or value.numel() != 1 or (at == 0 and name in ("truediv", "div")):
             break
-        one = float(value)
-        factor = factor * one if name in ("mul", "multiply") else factor / one
+        divides, one = name in ("truediv", "div"), float(value)
+        if divides and one == 0.0:
+            break
+        factor = factor / one if divides else factor * one
         node = node.args[1 - at]
     return node, factor
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from sparseq import Layer, Plan, Quant, calibrate, convert, load, prepare, save, testing
 from sparseq.flow import meta
+from sparseq.packed import PackedWeight
 
 
 def on_meta(build):
@@ -97,3 +98,21 @@ def test_the_draft_takes_no_memory_of_weights():
     draft = meta.shapes_of(model)
     assert draft.linear.weight.is_meta and not model.linear.weight.is_meta
     testing.assert_equal(draft.steps, model.steps)  # no file would bring it
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("group", [None, 4])
+@pytest.mark.parametrize("axis", [0, None])
+def test_a_packed_weight_like_another(symmetric, signed, group, axis):
+    spec = Quant(symmetric=symmetric, signed=signed, group_size=group, axis=axis)
+    weight = torch.randn(6, 8, 1, 3)
+    made, like = PackedWeight.from_float(weight, spec), PackedWeight.like(weight, spec)
+    for name in ("values", "scale", "zero_point"):
+        wanted, found = getattr(made, name), getattr(like, name)
+        assert (wanted is None) == (found is None)
+        if found is not None:
+            assert found.is_meta and (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+    if group is not None:
+        with pytest.raises(ValueError, match="group_size must divide the 21 elements"):
+            PackedWeight.like(torch.randn(6, 7, 1, 3), spec)

@@ -149,6 +149,9 @@ MASK = torch.zeros(7, 7).index_fill_(1, torch.tensor(3), -torch.inf)
 LEFT = {
     "it has a mask": lambda m, x: plain(m, x, attn_mask=MASK),
     "it drops weights": lambda m, x: plain(m, x, dropout_p=0.5),
+    "its scores are no product of queries and keys alone": lambda m, x: m.out(
+        joined((cut(m.q(x)) @ cut(m.k(x)).mT + 1).softmax(-1) @ cut(m.v(x)))
+    ),
     "its heads are not joined as rows": lambda m, x: m.out(
         sdpa(cut(m.q(x)), cut(m.k(x)), cut(m.v(x))).flatten(2).view(2, 7, WIDTH)
     ),
@@ -175,3 +178,12 @@ def test_what_stays_in_torch_says_why(reason):
     if reason != "it drops weights":
         with torch.inference_mode():
             assert torch.equal(fast(x), layerwise(fast)(x))
+
+
+def test_weights_that_are_dropped_stay_in_torch():
+    def forward(m, x):
+        weights = (cut(m.q(x)) @ cut(m.k(x)).mT).softmax(-1)
+        weights = functional.dropout(weights, training=True, p=0.5, inplace=False)
+        return m.out(joined(weights @ cut(m.v(x))))
+
+    assert "attention" not in ops_of(lowered(chain(forward), torch.randn(2, 7, WIDTH)))
