@@ -48,6 +48,8 @@ class PackedWeight:
     def like(cls, weight: Tensor, spec: Quant) -> PackedWeight:
         """What `from_float` makes of such a weight but for the contents: on the meta device."""
         check_grouping("PackedWeight", weight, spec.axis, spec.group_size)
+        if spec.axis is not None and spec.axis % weight.dim() != 0:
+            raise ValueError(f"PackedWeight: axis must be that of outputs, 0, got {spec.axis}")
         dtype = torch.int8 if spec.signed else torch.uint8
         values = torch.empty(weight.shape, dtype=dtype, device="meta")
         rows = weight.shape[0]

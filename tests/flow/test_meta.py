@@ -113,6 +113,8 @@ def test_a_packed_weight_like_another(symmetric, signed, group, axis):
         assert (wanted is None) == (found is None)
         if found is not None:
             assert found.is_meta and (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+    with pytest.raises(ValueError, match="axis must be that of outputs, 0, got 3"):
+        PackedWeight.like(weight.mT, Quant(axis=3))
     if group is not None:
         with pytest.raises(ValueError, match="group_size must divide the 21 elements"):
             PackedWeight.like(torch.randn(6, 7, 1, 3), spec)
