@@ -59,6 +59,7 @@ struct AttentionKernel {
       return F::from_bits(F::bit_or(kept, other));
     }
 
+    // Functions of their own, or their loops would contend for registers.
     __attribute__((noinline)) void turn_queries() const {
       for (int64_t i = 0; i < V * kLanes; ++i) {
         const float* from = q + (first + i) * g.q.pixel;

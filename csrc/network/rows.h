@@ -1,7 +1,7 @@
 // What a program's instructions do besides products, one table of functions per ISA. No torch.
 //
 // sparseq/program.py defines every instruction; each step is one float32 operation in the order given
-// there, never contracted, so that all ISAs and numbers of threads give the same bits.
+// there, a product and a sum one only where it says so, so that all ISAs and numbers of threads give the same bits.
 #pragma once
 
 #include <cstdint>

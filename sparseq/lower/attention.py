@@ -22,6 +22,7 @@ _VIEWS = {
     *("getitem", "select", "squeeze", "unsqueeze", *_CUTS),
 }
 _SAME = {"contiguous", "clone", "detach", "float", "dropout", "Dropout", "Identity"}
+_TIMES, _BY = {"mul", "multiply"}, {"truediv", "div"}
 _SDPA = "scaled_dot_product_attention"
 
 
@@ -137,17 +138,17 @@ def _factor(node: Any, call: Call) -> tuple[Any, float]:
         if name in _SAME:
             node = node.args[0]
             continue
-        if name not in ("mul", "truediv", "div", "multiply") or len(node.args) != 2:
+        if name not in _TIMES | _BY or len(node.args) != 2:
             break
         values = [call.constant(a) for a in node.args]
         at = 1 if values[1] is not None else 0
         value = values[at]
-        if value is None or value.numel() != 1 or (at == 0 and name in ("truediv", "div")):
+        if value is None or value.numel() != 1 or (at == 0 and name in _BY):
             break
-        divides, one = name in ("truediv", "div"), float(value)
-        if divides and one == 0.0:
+        one = float(value)
+        if name in _BY and one == 0.0:
             break
-        factor = factor / one if divides else factor * one
+        factor = factor / one if name in _BY else factor * one
         node = node.args[1 - at]
     return node, factor
 
