@@ -35,10 +35,13 @@ template <bool kDense, class Micro = MICRO>
 double in_l1(int block_class) {
   constexpr bool kBroad = kDense && Micro::kBroadRows > 0;
   const int rows = kBroad ? Micro::kBroadRows : kDense ? Micro::kDenseRows : Micro::kSparseRows;
-  const int lanes = Micro::kLanes * (kBroad ? Micro::kBroadVectors : kDense ? Micro::kDenseVectors : 1);
+  const int lanes = Micro::kLanes * (kBroad   ? Micro::kBroadVectors
+                                     : kDense ? Micro::kDenseVectors
+                                              : Micro::kSparsePanels);
   const bool half = kDense && Micro::kClassified && block_class != sparseq::kQuad;
   const int inputs = kDense ? (half ? 4 : 8) : 16, blocks = 256 / inputs, calls = 200;
   sparseq::AlignedBytes weights(32 * 1024), activations(16 * 1024);
+  const int64_t beside = 8 * 1024;
   for (std::size_t i = 0; i < weights.size(); ++i) weights.data()[i] = static_cast<uint8_t>(i * 7 % 8);
   std::vector<sparseq::BlockRef> refs;
   for (int b = 0; b < blocks; ++b) refs.push_back({0, static_cast<uint16_t>(b * inputs / 4)});
@@ -48,9 +51,19 @@ double in_l1(int block_class) {
   static const int32_t start[64] = {};
   count[block_class] = static_cast<uint32_t>(blocks);
   const uint8_t* next = Micro::kClassified ? weights.data() : nullptr;
-  const sparseq::Operands operands{
-      pointers.data(), rows, activations.data(), 320, refs.data(), count, 256, weights.data(), weights.data(),
-      start,           next};
+  const sparseq::Operands operands{pointers.data(),
+                                   rows,
+                                   activations.data(),
+                                   320,
+                                   refs.data(),
+                                   count,
+                                   256,
+                                   weights.data(),
+                                   weights.data() + 2 * beside,
+                                   beside,
+                                   start,
+                                   next,
+                                   0};
   alignas(64) static int32_t acc[64 * 64];
   using Rows = std::conditional_t<Micro::kStrided, StridedRows, TapRows>;  // as a linear layer's
   using Function = void (*)(const sparseq::Operands&, int32_t*, int64_t, bool);

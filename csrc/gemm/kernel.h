@@ -88,16 +88,15 @@ struct Driver {
       const uint8_t* data = w.data + chunk.data;
       uint8_t* to = scratch + p / together * together * expanded_bytes(w);
       o.refs = w.refs + chunk.refs, o.count = chunk.count;
-      o.weights = data, o.wide = to;
+      o.weights = data, o.expanded = to;
       if (dense) {
         const int64_t step = 4 * w.panel_width();
         Micro::expand_dense(data + (2 * chunk.count[sparseq::kQuad] + chunk.count[sparseq::kPair]) * step, to,
                             chunk.count);
       } else if constexpr (kExpands) {
-        if (stored) return;
-        o.weights = to;
-        Micro::expand_sparse(data, to + p % together * Micro::kExpandedBlock, chunk.blocks(),
-                             together * Micro::kExpandedBlock);
+        if (!stored)
+          Micro::expand_sparse(data, to + p % together * Micro::kExpandedBlock, chunk.blocks(),
+                               together * Micro::kExpandedBlock);
       }
     }
   };
@@ -166,6 +165,7 @@ struct Driver {
           o.tile = tile, o.pitch = input.stride;
           o.tap_inputs = block_inputs * w.tap_blocks(block_inputs);
           o.start = started ? start + p * w.panel_width() : nullptr;
+          if (p > 0) operands[p - 1].beside = static_cast<int64_t>(chunk.data - of_panel[p - 1]->data);
           reading.prepare(w, chunk, p, scratch, o);
         }
         // A panel's chunks lie one behind the other; after the last come the work item's other panels.

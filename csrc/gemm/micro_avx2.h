@@ -32,7 +32,7 @@ struct Avx2Micro : Avx2Bytes {
     Acc c[R][V];
     load_tile<R, V>(c, acc, stride, first ? o.start : nullptr);
     const sparseq::BlockRef* refs = o.refs;
-    const uint8_t *w = o.weights, *wide = o.wide;
+    const uint8_t *w = o.weights, *wide = o.expanded;
     int64_t ahead = 0;
     Rows rows(o);
     const auto each = [&](uint32_t blocks, const uint8_t*& data, int bytes, auto&& body) SPARSEQ_INLINE {
@@ -114,7 +114,7 @@ struct Avx2Micro : Avx2Bytes {
     Acc c[R][1];
     load_tile<R, 1>(c, acc, stride, first ? o.start : nullptr);
     const sparseq::BlockRef* refs = o.refs;
-    const uint8_t* w = o.weights;
+    const uint8_t* w = kStored ? o.weights : o.expanded;
     int64_t ahead = 0;
     Rows rows(o);
     const auto each = [&](uint32_t blocks, auto&& body) SPARSEQ_INLINE {

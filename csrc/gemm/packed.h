@@ -66,13 +66,14 @@ struct Operands {
   const uint8_t* row;  // of a single tap, for StridedRows: the first row, and bytes from each to the next
   int64_t pitch;
   const BlockRef* refs;
-  const uint32_t* count;  // [kClasses]
-  int64_t tap_inputs;     // in the blocks of a tap, which lie behind each other where there are no classes
-  const uint8_t* weights;
-  const uint8_t* wide;   // dense: the blocks of the classes from kWide on, expanded
-  const int32_t* start;  // [panel width]: what the sums of a first chunk begin at; null: 0
-  const uint8_t* next;   // weights that will be wanted soon, or null
-  int64_t next_lines;    // of them, to be fetched with each block
+  const uint32_t* count;    // [kClasses]
+  int64_t tap_inputs;       // in the blocks of a tap, which lie behind each other where there are no classes
+  const uint8_t* weights;   // as stored
+  const uint8_t* expanded;  // dense: the blocks of the classes from kWide on; 2:4: what expand_sparse made
+  int64_t beside;           // from weights to those of the next panel, where both are taken together
+  const int32_t* start;     // [panel width]: what the sums of a first chunk begin at; null: 0
+  const uint8_t* next;      // weights that will be wanted soon, or null
+  int64_t next_lines;       // of them, to be fetched with each block
 };
 
 struct Chunk {  // the part of one panel whose weights stay in L1 while the rows pass by
