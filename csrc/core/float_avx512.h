@@ -83,22 +83,34 @@ struct Avx512Float {
   static Int shift_left(Int a) {
     return _mm512_slli_epi32(a, kBits);
   }
-  // Two rows of two vectors of integers to bytes: x + zero in 16 and 8 bits, saturated, then bounded. Of 512 bits packs
-  // work on quarters, whose order one permutation mends for both rows.
-  struct BytePair {
+  // Four vectors of integers to bytes: x + zero in 16 and 8 bits, saturated, then bounded. Of 512 bits packs work on
+  // quarters, whose order one permutation mends. Two vectors a row, or one.
+  struct FourToBytes {
     Int zero, low, high;
-    BytePair(int32_t zero_, int32_t low_, int32_t high_)
+    FourToBytes(int32_t zero_, int32_t low_, int32_t high_)
         : zero(_mm512_set1_epi16(static_cast<int16_t>(zero_))),
           low(_mm512_set1_epi8(static_cast<int8_t>(low_))),
           high(_mm512_set1_epi8(static_cast<int8_t>(high_))) {}
-    void store(const Int (&x)[2][2], uint8_t* first, uint8_t* second) const {
+    void store(const Int (&x)[4], uint8_t* const (&rows)[2]) const {
+      const Int y = bytes(x);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows[0]), _mm512_castsi512_si256(y));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows[1]), _mm512_extracti64x4_epi64(y, 1));
+    }
+    void store(const Int (&x)[4], uint8_t* const (&rows)[4]) const {
+      const Int y = bytes(x);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[0]), _mm512_castsi512_si128(y));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[1]), _mm512_extracti32x4_epi32(y, 1));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[2]), _mm512_extracti32x4_epi32(y, 2));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[3]), _mm512_extracti32x4_epi32(y, 3));
+    }
+
+   private:
+    Int bytes(const Int (&x)[4]) const {
       const Int order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-      const Int a = _mm512_adds_epi16(_mm512_packs_epi32(x[0][0], x[0][1]), zero);
-      const Int b = _mm512_adds_epi16(_mm512_packs_epi32(x[1][0], x[1][1]), zero);
-      const Int bytes = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(a, b), low), high);
-      const Int rows = _mm512_permutexvar_epi32(order, bytes);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(first), _mm512_castsi512_si256(rows));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(second), _mm512_extracti64x4_epi64(rows, 1));
+      const Int a = _mm512_adds_epi16(_mm512_packs_epi32(x[0], x[1]), zero);
+      const Int b = _mm512_adds_epi16(_mm512_packs_epi32(x[2], x[3]), zero);
+      const Int y = _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(a, b), low), high);
+      return _mm512_permutexvar_epi32(order, y);
     }
   };
   struct Table : ByteTable {

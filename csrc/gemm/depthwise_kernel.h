@@ -64,7 +64,7 @@ struct DepthwiseKernel {
         return by_columns(d, input, epilogue, begin, end);
     }
     const int64_t taps = d.shape.kernel_height * d.shape.kernel_width;
-    const auto bytes = static_cast<std::size_t>(kTile * taps) * sizeof(uint8_t*);
+    const auto bytes = static_cast<std::size_t>(kTile * taps + RowPointers::kSlack) * sizeof(uint8_t*);
     auto* table = reinterpret_cast<const uint8_t**>(sparseq::thread_scratch(bytes));
     alignas(64) int32_t acc[kTile * kWidth];
     sparseq::Input source = input;

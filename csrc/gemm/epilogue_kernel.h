@@ -19,7 +19,7 @@ struct EpilogueKernel {
   using Int = typename F::Int;
   static constexpr int kLanes = F::kLanes;
   static constexpr int kMaxWidth = 64, kBufferRows = 16;
-  static constexpr bool kPairs = requires { typename F::BytePair; };
+  static constexpr bool kFours = requires { typename F::FourToBytes; };
 
   // What is known of the numbers that become bytes: nothing; |y| < 2^60, and the scale one of ByteGrid's; the
   // quotient fits an int32, too, and so whatever the activation is, bytes are bounded by saturating packs.
@@ -129,7 +129,7 @@ struct EpilogueKernel {
     const float most = 0x1p31f * largest(multiplier) + (e.bias == nullptr ? 0.0f : largest(bias)) +
                        (e.residual_type == Element::none ? 0.0f : 0x1p9f * __builtin_fabsf(e.residual_scale));
     if (!(most < 0x1p60f)) return Reach::any;
-    return kPairs && e.output_type == Element::u8 && most < 0x1p30f * e.output_scale ? Reach::narrow : Reach::bounded;
+    return kFours && e.output_type == Element::u8 && most < 0x1p30f * e.output_scale ? Reach::narrow : Reach::bounded;
   }
   float largest(const float* values) const {  // by their bits: a NaN's are above all others
     uint32_t most = 0;
@@ -151,7 +151,7 @@ struct EpilogueKernel {
     const bool bytes = e.output_type != Element::f32;
     if (e.residual_type == Element::f32) return bytes ? g(uint8_t{}, float{}, no) : g(float{}, float{}, no);
     if (!bytes) return with(float{}, no);
-    if constexpr (kPairs) {
+    if constexpr (kFours) {
       if (reach == Reach::narrow) return with(uint8_t{}, std::integral_constant<Reach, Reach::narrow>{});
     }
     reach == Reach::any ? with(uint8_t{}, no) : with(uint8_t{}, std::integral_constant<Reach, Reach::bounded>{});
@@ -213,20 +213,23 @@ struct EpilogueKernel {
       }
       return y;
     };
-    if constexpr (kReach == Reach::narrow && V == 2) {
+    if constexpr (kReach == Reach::narrow) {
       const bool relu6 = activation == sparseq::Activation::relu6;
       const int32_t zero = e.output_zero_point, low = e.output_low, high = e.output_high;
       const float six = relu6 ? __builtin_fminf(6.0f / e.output_scale, 255.0f) : 255.0f;
       const int32_t top = zero + static_cast<int32_t>(__builtin_rintf(six));
-      const typename F::BytePair pair(zero, activation == sparseq::Activation::none || zero < low ? low : zero,
-                                      relu6 && top < high ? top : high);
-      for (int64_t row = 0; row < row_count; row += 2) {
-        const int64_t rows[2] = {row, row + 1 < row_count ? row + 1 : row};
-        Int n[2][2];
-        unroll<2>([&](auto r) SPARSEQ_INLINE {
-          unroll<2>([&](auto i) SPARSEQ_INLINE { n[r][i] = F::round(output.quotient(reals(rows[r], i))); });
+      const typename F::FourToBytes bytes(zero, activation == sparseq::Activation::none || zero < low ? low : zero,
+                                          relu6 && top < high ? top : high);
+      constexpr int kRows = 4 / V;
+      for (int64_t row = 0; row < row_count; row += kRows) {
+        Int n[4];
+        uint8_t* rows[kRows];
+        unroll<kRows>([&](auto r) SPARSEQ_INLINE {
+          const int64_t at = row + r < row_count ? row + r : row_count - 1;
+          rows[r] = to + at * to_stride;
+          unroll<V>([&](auto i) SPARSEQ_INLINE { n[r * V + i] = F::round(output.quotient(reals(at, i))); });
         });
-        pair.store(n, to + rows[0] * to_stride, to + rows[1] * to_stride);
+        bytes.store(n, rows);
       }
       return;
     }

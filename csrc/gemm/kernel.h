@@ -101,22 +101,38 @@ struct Driver {
     }
   };
 
-  // Which weights tile t should prefetch while it multiplies. The only tile of a chunk looks ahead of itself, where it
+  // Which weights a chunk's tiles should prefetch while they multiply. Its only tile looks ahead of itself, where it
   // reads memory; else the tiles share the lines of the panels' next chunk, as many per block as it takes.
-  static void look_ahead(const sparseq::Tiles& w, const sparseq::Chunk* const* of_panel, const Reading& reading,
-                         int64_t chunks_on, int64_t t, int64_t tiles, sparseq::Operands& o) {
-    const int64_t lines = (w.block_bytes() + 63) / 64;
-    o.next = nullptr, o.next_lines = lines;
-    if (tiles == 1 && (reading.dense || reading.stored)) {
-      o.next = o.weights + 2048;
-      return;
+  class LookAhead {
+   public:
+    LookAhead() = default;
+    // of_panel: the chunks of the panels that are taken together.
+    LookAhead(const sparseq::Tiles& w, const sparseq::Chunk* const* of_panel, const Reading& reading, int64_t chunks_on,
+              int64_t tiles)
+        : data_(w.data + chunks_on * w.chunk_bytes()),
+          of_panel_(of_panel),
+          panels_(reading.together),
+          lines_((w.block_bytes() + 63) / 64),
+          alone_(tiles == 1 && (reading.dense || reading.stored)) {
+      const int64_t turns = tiles < panels_ ? 1 : tiles / panels_;
+      step_ = alone_ ? lines_ : (lines_ + turns - 1) / turns, turns_ = turns;
     }
-    const int64_t turns = tiles < reading.together ? 1 : tiles / reading.together, panel = t / turns;
-    o.next_lines = (lines + turns - 1) / turns;
-    const int64_t line = t % turns * o.next_lines;
-    if (panel < reading.together && line < lines)
-      o.next = w.data + of_panel[panel]->data + chunks_on * w.chunk_bytes() + line * 64 * of_panel[panel]->blocks();
-  }
+    // Before each tile.
+    void next(sparseq::Operands& o) {
+      o.next = alone_ ? o.weights + 2048 : nullptr, o.next_lines = step_;
+      if (alone_ || panel_ == panels_) return;
+      if (line_ < lines_) o.next = data_ + of_panel_[panel_]->data + line_ * 64 * of_panel_[panel_]->blocks();
+      line_ += step_;
+      if (++turn_ == turns_) turn_ = line_ = 0, ++panel_;
+    }
+
+   private:
+    const uint8_t* data_ = nullptr;
+    const sparseq::Chunk* const* of_panel_ = nullptr;
+    int64_t panels_ = 0, lines_ = 0, turns_ = 1, step_ = 0;
+    bool alone_ = false;
+    int64_t turn_ = 0, line_ = 0, panel_ = 0;
+  };
 
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
                   const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
@@ -125,12 +141,12 @@ struct Driver {
       if (plan.winograd) return Micro::Winograd::run(w, input, epilogue, plan, begin, end);
     }
     const Reading reading(w, input, plan.rows);
-    const int most = reading.most_rows(w), width = w.group_width();
+    const int most = reading.most_rows(w), width = w.group_width(), panel_width = w.panel_width();
     const int64_t taps = w.shape.taps, channel_groups = w.channel_groups();
-    const int64_t panels = width / w.panel_width(), expanded = panels * reading.expanded_bytes(w);
+    const int64_t panels = width / panel_width, expanded = panels * reading.expanded_bytes(w);
     const int64_t block_inputs = reading.dense ? sparseq::kDenseBlock : sparseq::kSparseBlock;
     const int64_t acc_bytes = (w.chunks > 1 ? plan.row_block : smaller(plan.row_block, kFinished * most)) * width * 4;
-    const int64_t table_bytes = plan.row_block * taps * static_cast<int64_t>(sizeof(uint8_t*));
+    const int64_t table_bytes = (plan.row_block * taps + RowPointers::kSlack) * static_cast<int64_t>(sizeof(uint8_t*));
     uint8_t* scratch = sparseq::thread_scratch(static_cast<std::size_t>(expanded + acc_bytes + table_bytes));
     auto* acc = reinterpret_cast<int32_t*>(scratch + expanded);
     auto* table = reinterpret_cast<const uint8_t**>(scratch + expanded + acc_bytes);
@@ -153,7 +169,7 @@ struct Driver {
                             smaller(width, w.shape.out_channels - channel));
       alignas(64) int32_t start[Epilogue::kMaxWidth] = {};
       const int64_t first_panel = group * w.panels + channel_group * panels;
-      const bool started = finish.starts(start, w.start == nullptr ? nullptr : w.start + first_panel * w.panel_width());
+      const bool started = finish.starts(start, w.start == nullptr ? nullptr : w.start + first_panel * panel_width);
       const sparseq::Chunk* chunks = w.chunk + first_panel * w.chunks;
       for (int64_t c = 0; c < w.chunks; ++c) {
         sparseq::Operands operands[Micro::kGroupVectors];
@@ -164,13 +180,16 @@ struct Driver {
           sparseq::Operands& o = operands[p];
           o.tile = tile, o.pitch = input.stride;
           o.tap_inputs = block_inputs * w.tap_blocks(block_inputs);
-          o.start = started ? start + p * w.panel_width() : nullptr;
+          o.start = started ? start + p * panel_width : nullptr;
           if (p > 0) operands[p - 1].beside = static_cast<int64_t>(chunk.data - of_panel[p - 1]->data);
           reading.prepare(w, chunk, p, scratch, o);
         }
         // A panel's chunks lie one behind the other; after the last come the work item's other panels.
         const int64_t chunks_on = c + 1 < w.chunks ? 1 : 1 + (panels - 1) * w.chunks;
         Function micro = reading.pick(static_cast<int>(smaller(tile, rows)));
+        LookAhead ahead[Micro::kGroupVectors];
+        for (int64_t p = 0; p < panels; p += reading.together)
+          ahead[p] = LookAhead(w, of_panel + p, reading, chunks_on, tiles);
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t first = t * tile, some = smaller(tile, rows - first);
           if (some < tile) micro = reading.pick(static_cast<int>(some));
@@ -181,8 +200,8 @@ struct Driver {
             sparseq::Operands& o = operands[p];
             o.rows = table + first * taps;
             o.row = input.data + (row0 + first) * input.stride + first_input;
-            look_ahead(w, of_panel + p, reading, chunks_on, t, tiles, o);
-            micro(o, sums + (first - from) * width + p * w.panel_width(), width, c == 0);
+            ahead[p].next(o);
+            micro(o, sums + (first - from) * width + p * panel_width, width, c == 0);
           }
           if (c + 1 < w.chunks || (t % kFinished != kFinished - 1 && t + 1 < tiles)) continue;
           finish.rows(sums, width, row0 + from, first + some - from);

@@ -167,23 +167,27 @@ struct DotMicro {
     }
   }
 
+  // Addresses one from the other: together gcc 12 would hold them in vectors' registers.
   template <int R, int V>
   SPARSEQ_INLINE static void load(Acc (&c)[R][V], const int32_t* acc, int64_t stride, bool first,
                                   const int32_t* start) {
-    if (first && start == nullptr) {
-      unroll<R>([&](auto r) SPARSEQ_INLINE { unroll<V>([&](auto v) SPARSEQ_INLINE { c[r][v] = T::zero(); }); });
+    if (first) {
+      Acc each[V];
+      unroll<V>([&](auto v)
+                    SPARSEQ_INLINE { each[v] = start == nullptr ? T::zero() : T::load_acc(start + v * kLanes); });
+      unroll<R>([&](auto r) SPARSEQ_INLINE { unroll<V>([&](auto v) SPARSEQ_INLINE { c[r][v] = each[v]; }); });
       return;
     }
-    const int32_t* from = first ? start : acc;
-    const int64_t step = first ? 0 : stride;
     unroll<R>([&](auto r) SPARSEQ_INLINE {
-      unroll<V>([&](auto v) SPARSEQ_INLINE { c[r][v] = T::load_acc(from + r * step + v * kLanes); });
+      unroll<V>([&](auto v) SPARSEQ_INLINE { c[r][v] = T::load_acc(acc + v * kLanes); });
+      acc += stride;
     });
   }
   template <int R, int V>
   SPARSEQ_INLINE static void store(const Acc (&c)[R][V], int32_t* acc, int64_t stride) {
     unroll<R>([&](auto r) SPARSEQ_INLINE {
-      unroll<V>([&](auto v) SPARSEQ_INLINE { T::store_acc(acc + r * stride + v * kLanes, c[r][v]); });
+      unroll<V>([&](auto v) SPARSEQ_INLINE { T::store_acc(acc + v * kLanes, c[r][v]); });
+      acc += stride;
     });
   }
 };
