@@ -5,6 +5,13 @@
 #include "winograd.h"
 
 namespace sparseq {
+namespace {
+
+constexpr double kItem = 1.5;     // tiles that take as long as what is done once for an item
+constexpr double kTail = 0.12;    // of a turn, that the others wait for the slowest thread: cores are often shared
+constexpr double kShared = 1.02;  // times as long where threads share blocks, of which each fetches all activations
+
+}  // namespace
 
 WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, const CacheSizes& caches, int threads) {
   WorkPlan plan;
@@ -15,21 +22,26 @@ WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, con
   const int64_t tile = weight.tile_rows();
   const int64_t depth = std::max<int64_t>(1, weight.shape.taps * weight.shape.in_channels);
   const int64_t channels = weight.shape.groups * weight.channel_groups();
-  // Activations of a row block take half of L2. Neighbouring pixels of a convolution share their inputs, so
-  // that a block of them holds far less than rows * depth bytes: about one tap's worth.
-  int64_t block = static_cast<int64_t>(caches.l2 / 2) / std::max<int64_t>(1, depth / weight.shape.taps);
-  block = std::clamp<int64_t>(block, 4 * tile, 256);
-  // Enough items for every thread, unless that would make tiles incomplete.
-  const int64_t wanted = 4 * static_cast<int64_t>(std::max(1, threads));
-  while (block > 4 * tile && (rows + block - 1) / block * channels < wanted) block /= 2;
-  // Blocks of nearly equal size, whole tiles.
-  const int64_t blocks = (rows + block - 1) / block;
-  block = (rows + blocks - 1) / blocks;
-  plan.row_block = (block + tile - 1) / tile * tile;
-  plan.row_blocks = (rows + plan.row_block - 1) / plan.row_block;
-  plan.items = plan.row_blocks * channels;
   const int64_t line = 64 / weight.group_width();  // of bytes: threads that write into one hold each other up
   if (line > 1 && weight.channel_groups() % line == 0) plan.claim = line;
+  // Activations of a row block take at most half of L2. Neighbouring pixels of a convolution share their inputs, so
+  // that a block of them holds far less than rows * depth bytes: about one tap's worth.
+  const int64_t most = std::clamp<int64_t>(
+      static_cast<int64_t>(caches.l2 / 2) / std::max<int64_t>(1, depth / weight.shape.taps), 4 * tile, 256);
+  // Of few blocks or more those with which the last thread is done first: each has whole tiles, of nearly equal number.
+  const int64_t fewest = (rows + most - 1) / most, more = threads > 1 ? 4 * threads : 0;
+  double best = 0;
+  for (int64_t blocks = fewest; blocks <= fewest + more; ++blocks) {
+    const int64_t tiles = ((rows + blocks - 1) / blocks + tile - 1) / tile;
+    const int64_t whole = (rows + tiles * tile - 1) / (tiles * tile);
+    const int64_t claims = whole * channels / plan.claim, turns = (claims + threads - 1) / threads * plan.claim;
+    const double cost = (static_cast<double>(turns) + (threads > 1 ? kTail : 0)) *
+                        (static_cast<double>(tiles) + kItem) * (whole % threads == 0 ? 1 : kShared);
+    if (best != 0 && cost >= best) continue;
+    best = cost;
+    plan.row_block = tiles * tile, plan.row_blocks = whole;
+  }
+  plan.items = plan.row_blocks * channels;
   return plan;
 }
 

@@ -145,18 +145,17 @@ void ConvStep::divide() {
     depthwise_ = {conv, outputs, weight.pairs, weight.sums};
     constexpr int64_t tile = 16;  // pixels that the kernel takes together
     share = network::share((pixels + tile - 1) / tile, double(tile * outputs * (depth + 4)) / 16, threads);
-    share.items = pixels, share.chunk *= tile;
+    share.items = pixels, share.unit = tile;
     return;
   }
   plan_ = plan_work(weight.tiles, pointwise ? nullptr : &conv, pixels, gemm::cache_sizes(), int(threads));
   double all = nanoseconds();
   for (const ConvStep& step : added) all += step.nanoseconds();
   share = network::share(plan_.items, all / double(std::max<int64_t>(1, plan_.items)), threads);
-  if (share.chunk == share.items) return;
-  if (plan_.winograd || plan_.amx)
-    share.chunk = plan_.claim;  // each transforms or copies its inputs
-  else if (share.items >= plan_.claim * threads)
-    share.chunk = (share.chunk + plan_.claim - 1) / plan_.claim * plan_.claim;
+  if (share.most == 1) return;
+  const bool apart = plan_.winograd || plan_.amx;  // each claim transforms or copies its inputs
+  if (apart || share.items >= plan_.claim * threads) share.unit = plan_.claim;
+  if (apart) share.most = share.units();
 }
 
 double ConvStep::nanoseconds() const {

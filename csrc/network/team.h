@@ -11,21 +11,25 @@
 
 namespace sparseq::network {
 
-// How a step is divided: claims of `chunk` items.
+// How a step is divided: into claims of nearly as many whole units of items.
 struct Share {
-  int64_t items = 0, chunk = 1;
-  int64_t claims() const { return (items + chunk - 1) / chunk; }
+  int64_t items = 0, unit = 1, most = 1;  // items of a unit, claims
+  int64_t units() const { return (items + unit - 1) / unit; }
+  int64_t claims() const { return most < units() ? most : units(); }
+  int64_t begin(int64_t claim) const {
+    const int64_t at = units() * claim / claims() * unit;
+    return at < items ? at : items;
+  }
 };
 
 // A step of less than about this many nanoseconds is not worth a thread's waiting for its fellows.
 constexpr double kClaim = 3000;
 
 inline Share share(int64_t items, double nanoseconds, int64_t threads) {
-  Share s{items, items > 0 ? items : 1};
-  if (threads < 2 || items < 2) return s;
+  Share s{items};
+  if (threads < 2) return s;
   const double most = nanoseconds * double(items) / kClaim;
-  const int64_t claims = most < double(8 * threads) ? int64_t(most) : 8 * threads;
-  if (claims > 1) s.chunk = (items + claims - 1) / claims;
+  s.most = most < 2 ? 1 : most < double(8 * threads) ? int64_t(most) : 8 * threads;
   return s;
 }
 
@@ -59,8 +63,7 @@ class Team {
         const int64_t first = (lane * claims + lanes_ - 1) / lanes_, last = ((lane + 1) * claims + lanes_ - 1) / lanes_;
         for (int64_t claim; (claim = first + s.taken[lane].fetch_add(1, std::memory_order_relaxed)) < last;) {
           try {
-            const int64_t begin = claim * part.chunk, end = begin + part.chunk;
-            run(n, begin, end < part.items ? end : part.items);
+            run(n, part.begin(claim), part.begin(claim + 1));
           } catch (...) {
             if (!claimed_.test_and_set()) error_ = std::current_exception();
             failed_.store(true, std::memory_order_release);
