@@ -58,7 +58,13 @@ struct DotMicro {
   // pipe (Zen 4, 2:4 in L1: 333 against 340 GMAC/s).
   static constexpr int kKept = 6;
 
-  // body(x): a chunk's blocks of kInputs inputs, a tap's behind each other; x(r): the row's inputs.
+  // Pointers loaded before are loaded anew.
+  template <int R>
+  SPARSEQ_INLINE static void forget(const uint8_t* const*& rows) {
+    if (R > kKept) asm("" : "+r"(rows));
+  }
+
+  // body(x, rows): a chunk's blocks of kInputs inputs, a tap's behind each other; x(r): the row's inputs.
   template <int R, int kInputs, class Body>
   SPARSEQ_INLINE static void walk(const sparseq::Operands& o, Body&& body) {
     const sparseq::BlockRef begin = o.count[0] > 0 ? *o.refs : sparseq::BlockRef{};
@@ -71,12 +77,12 @@ struct DotMicro {
       const uint8_t* kept[R];
       unroll<R>([&](auto r) SPARSEQ_INLINE { kept[r] = rows[r]; });
       for (; at < stop; at += kInputs) {
-        if (R > kKept) asm("" : "+r"(rows));  // or they would be copied to the stack first
+        forget<R>(rows);        // or they would be copied to the stack first
         if (next != nullptr) {  // to L2: L1 holds the chunk in use, and has fewer misses under way at a time
           for (int64_t line = 0; line < o.next_lines; ++line) __builtin_prefetch(next + 64 * line, 0, 2);
           next += 64 * o.next_lines;
         }
-        body([&](auto r) SPARSEQ_INLINE { return (R > kKept ? rows : kept)[r] + at; });
+        body([&](auto r) SPARSEQ_INLINE { return (R > kKept ? rows : kept)[r] + at; }, rows);
       }
     }
   }
@@ -87,7 +93,7 @@ struct DotMicro {
     Acc c[R][V];
     load<R, V>(c, acc, stride, first, o.start);
     const uint8_t* w = o.weights;
-    walk<R, sparseq::kDenseBlock>(o, [&](auto x) SPARSEQ_INLINE {
+    walk<R, sparseq::kDenseBlock>(o, [&](auto x, auto&) SPARSEQ_INLINE {
       unroll<2 / kSteps>([&](auto first_step) SPARSEQ_INLINE {
         Vec wv[kSteps * V];
         unroll<kSteps * V>([&](auto v) SPARSEQ_INLINE { wv[v] = T::load(w + (first_step * V + v) * kBytes); });
@@ -112,8 +118,9 @@ struct DotMicro {
     load<R, V>(c, acc, stride, first, o.start);
     const uint8_t *w = o.weights + kBytes, *positions = o.expanded;
     int64_t on = 2 * kBytes;  // to the next block's values: before every second one lie two blocks' positions
-    walk<R, sparseq::kSparseBlock>(o, [&](auto x) SPARSEQ_INLINE {
+    walk<R, sparseq::kSparseBlock>(o, [&](auto x, auto& rows) SPARSEQ_INLINE {
       unroll<2>([&](auto step) SPARSEQ_INLINE {
+        forget<R>(rows);
         Vec wv[V], index[V];
         unroll<V>([&](auto v) SPARSEQ_INLINE {
           wv[v] = T::load(w + v * o.beside + step * kBytes), index[v] = T::load(positions + (2 * v + step) * kBytes);
