@@ -246,10 +246,11 @@ def main(arguments: list[str], results: Path = RESULTS) -> None:
 
 
 def write(found: dict[str, Any], results: Path) -> str:
-    """To networks_{ISA}_{the CPU's maker}.json and .md; returns the latter's text."""
+    """To networks_{ISA}_{the CPU's maker and family}.json and .md; returns the latter's text."""
     cpu, isa = found["environment"]["cpu"], found["environment"]["isa"]
     maker = re.match(r"\w*", cpu)[0].lower()  # type: ignore[index]  # matches anything
-    stem = f"networks_{isa}_{maker}"
+    family = re.search(r"family (\d+)", cpu)
+    stem = f"networks_{isa}_{maker}{family[1] if family else ''}"
     with atomic_path(results / f"{stem}.json") as path:
         path.write_text(json.dumps(found, indent=1) + "\n")
     text = page((__doc__ or "").strip(), found, list(OURS))

@@ -33,13 +33,18 @@ def environment() -> dict[str, str]:
 
 
 def _cpu() -> str:
+    """Its name, and what tells generations apart that virtual machines name alike."""
     information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+    if not information.is_file():
+        return platform.processor() or platform.machine()
+    found: dict[str, str] = {}
+    for line in information.read_text().splitlines():
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    name = found.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" not in found or "model" not in found:
+        return name
+    return f"{name}, family {found['cpu family']}, model {found['model']}"
 
 
 def commit(root: Path) -> str:
