@@ -18,6 +18,7 @@ struct WinogradTiles {
   using Vec = typename W::Vec;
   static constexpr int kRows = W::kRows;  // tiles of a product
   static constexpr int kSide = F::kInputs;
+  static constexpr int64_t kNear = 16 * 1024;  // bytes of products that wait in L1
   static constexpr int64_t kApart = 32, kLanes = W::kLanes, kWords = W::kWords;
   static constexpr int64_t kGroup = sparseq::winograd::kGroup, kVectors = kGroup / kLanes;
 
@@ -30,10 +31,11 @@ struct WinogradTiles {
     // From point to point; not a multiple of 4 KiB, or a tile's points would compete for one set of the cache.
     const int64_t v_block = most * kWords, v_step = (channels + kWords - 1) / kWords * v_block + kApart;
     const int64_t u_step = channels * kGroup + kApart;
-    const int64_t m_step = most * kGroup + kApart;
+    const int64_t near = near_tiles(most), m_step = smaller(near, most) * kGroup + kApart;
+    const int64_t half_step = most * kGroup + kApart;
     // One behind the other in the thread's memory, all of whole cache lines.
     const int64_t v_size = 2 * kSide * kSide * v_step, u_size = 2 * 2 * kSide * u_step, m_size = 4 * kSide * m_step;
-    const int64_t half_size = T * m_size, lines_size = 4 * T * T * in_strip * kGroup;
+    const int64_t half_size = 4 * kSide * T * half_step, lines_size = 4 * T * T * in_strip * kGroup;
     const int64_t columns_size = 2 * kSide * (T * in_strip + 2) * kWords, fours_size = WinogradWeights<W>::room(w);
     uint8_t* at = sparseq::thread_scratch(
         static_cast<std::size_t>(v_size + u_size + m_size + half_size + lines_size + fours_size + columns_size));
@@ -61,10 +63,13 @@ struct WinogradTiles {
         weights<p>(g, channels, u, u_step);
         for (int64_t r = 0; r < 2; ++r) {
           const int64_t i = F::kShared[p][r];
-          for (int64_t j = 0; j < kSide; ++j)
-            product(v + (kSide * i + j) * v_step, v_block, u + (kSide * r + j) * u_step, channels, tiles,
-                    m + j * m_step);
-          across(m, m_step, tiles, half + i * T * m_step);
+          for (int64_t from = 0; from < tiles; from += near) {
+            const int64_t some = smaller(near, tiles - from);
+            for (int64_t j = 0; j < kSide; ++j)
+              product(v + (kSide * i + j) * v_step + from * kWords, v_block, u + (kSide * r + j) * u_step, channels,
+                      some, m + j * m_step);
+            across(m, m_step, some, half + i * T * half_step + from * kGroup, half_step);
+          }
         }
       });
       const int64_t channel = group * kGroup;
@@ -72,7 +77,7 @@ struct WinogradTiles {
                                                           smaller(kGroup, outputs - channel));
       for (int64_t i = 0; i < count; ++i) {
         const int64_t image = (first + i) / strips, y = (first + i) % strips * T;
-        down(half + i * in_strip * kGroup, m_step, in_strip, lines);
+        down(half + i * in_strip * kGroup, half_step, in_strip, lines);
         for (int64_t line = 0; line < T && y + line < s.out_height; ++line)
           finish.rows(lines + line * T * in_strip * kGroup, kGroup, (image * s.out_height + y + line) * s.out_width,
                       s.out_width);
@@ -175,10 +180,17 @@ struct WinogradTiles {
     });
   }
 
+  // Tiles whose products with a row of points stay in L1 until `across` reads them: whole calls of `multiply`.
+  static int64_t near_tiles(int64_t tiles) {
+    const int64_t steps = (tiles + kRows - 1) / kRows, rows = (tiles + steps - 1) / steps;
+    const int64_t fit = kNear / (4 * kSide * kGroup * rows);
+    return rows * (fit > 1 ? fit : 1);
+  }
+
   // A row of points [point][tile][group] times A.
-  static void across(const int32_t* m, int64_t stride, int64_t tiles, int32_t* to) {
+  static void across(const int32_t* m, int64_t stride, int64_t tiles, int32_t* to, int64_t to_stride) {
     for (int64_t i = 0; i < tiles * kGroup; i += kLanes)
-      outputs(m + i, stride, [&](auto j, Vec y) SPARSEQ_INLINE { W::store(to + j * stride + i, y); });
+      outputs(m + i, stride, [&](auto j, Vec y) SPARSEQ_INLINE { W::store(to + j * to_stride + i, y); });
   }
 
   // A^T times these, divided: the sums of a strip, [T lines][T * tiles][group].
