@@ -37,9 +37,8 @@ WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, con
     const int64_t claims = whole * channels / plan.claim, turns = (claims + threads - 1) / threads * plan.claim;
     const double cost = (static_cast<double>(turns) + (threads > 1 ? kTail : 0)) *
                         (static_cast<double>(tiles) + kItem) * (whole % threads == 0 ? 1 : kShared);
-    if (best != 0 && cost >= best) continue;
-    best = cost;
-    plan.row_block = tiles * tile, plan.row_blocks = whole;
+    if (best == 0 || cost < best) best = cost, plan.row_block = tiles * tile, plan.row_blocks = whole;
+    if (tiles == 1) break;
   }
   plan.items = plan.row_blocks * channels;
   return plan;
