@@ -1,5 +1,5 @@
-// Every item of every step runs once, and no step begins before the one before it ended: with more threads than lanes,
-// late ones, some that never come, and a step that throws.
+// Every item of every step runs once, in claims of nearly as many, and no step begins before the one before it ended:
+// with more threads than lanes, late ones, some that never come, and a step that throws.
 #include "../../csrc/network/team.h"
 
 #include <cstdio>
@@ -33,8 +33,15 @@ int main() {
     std::vector<Share> shares;
     std::vector<std::vector<std::atomic<int>>> ran;
     for (int64_t n = 0; n < count; ++n) {
-      shares.push_back({uniform(0, 90), uniform(1, 9)});
-      ran.emplace_back(size_t(shares.back().items));
+      const Share s{uniform(0, 90), uniform(1, 9), uniform(1, 30)};
+      for (int64_t claim = 0; claim < s.claims(); ++claim) {
+        const int64_t units = (s.begin(claim + 1) - s.begin(claim) + s.unit - 1) / s.unit;
+        expect(s.begin(claim) % s.unit == 0 && units >= s.units() / s.claims() &&
+                   units <= (s.units() + s.claims() - 1) / s.claims(),
+               "claims are nearly equal", claim);
+      }
+      shares.push_back(s);
+      ran.emplace_back(size_t(s.items));
     }
     std::vector<std::atomic<int64_t>> done(size_t(count) + 1);
     const bool throws = trial % 7 == 0;
