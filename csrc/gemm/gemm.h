@@ -48,6 +48,9 @@ struct WorkPlan {
   int64_t amx = 0;    // else images of a block, of each of which it has row_block lines of outputs (amx.h)
 };
 
+// What so many turns of each thread take; the others wait for the slowest one: cores are often shared.
+inline double turns_taken(int64_t turns, int threads) { return static_cast<double>(turns) + (threads > 1 ? 0.12 : 0); }
+
 // conv: of the input, or null
 WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, const CacheSizes& caches, int threads);
 

@@ -1,7 +1,7 @@
 // The loop nest around the micro-kernels, once for dense and 2:4, linear and convolution, on every ISA.
 //
 //   for each work item (row block: activations in L2; group of channels: one cache line of outputs)
-//     for each chunk of inputs (weights of the group in L1; 2:4 positions expanded once)
+//     for each chunk of inputs (weights of the group in L1 or L2; 2:4 positions expanded once)
 //       for each tile of rows, for each panel: micro-kernel, accumulators in an int32 block
 //     epilogue of some tiles after their last chunk
 #pragma once
@@ -78,7 +78,7 @@ struct Driver {
       return Driver::pick<TapRows>(dense, rows);
     }
 
-    // Of a panel, in L1.
+    // Of a panel.
     int64_t expanded_bytes(const sparseq::Tiles& w) const {
       return dense ? 2 * Micro::kWideStep * w.chunk_blocks : stored ? 0 : Micro::kExpandedBlock * w.chunk_blocks;
     }

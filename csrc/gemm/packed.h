@@ -76,7 +76,7 @@ struct Operands {
   int64_t next_lines;       // of them, to be fetched with each block
 };
 
-struct Chunk {  // the part of one panel whose weights stay in L1 while the rows pass by
+struct Chunk {  // the part of one panel whose weights stay in L1, or near in L2, while the rows pass by
   std::size_t data = 0;
   uint32_t refs = 0;
   uint32_t count[kClasses] = {};

@@ -8,7 +8,6 @@ namespace sparseq {
 namespace {
 
 constexpr double kItem = 1.5;     // tiles that take as long as what is done once for an item
-constexpr double kTail = 0.12;    // of a turn, that the others wait for the slowest thread: cores are often shared
 constexpr double kShared = 1.02;  // times as long where threads share blocks, of which each fetches all activations
 
 }  // namespace
@@ -35,8 +34,8 @@ WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, con
     const int64_t tiles = ((rows + blocks - 1) / blocks + tile - 1) / tile;
     const int64_t whole = (rows + tiles * tile - 1) / (tiles * tile);
     const int64_t claims = whole * channels / plan.claim, turns = (claims + threads - 1) / threads * plan.claim;
-    const double cost = (static_cast<double>(turns) + (threads > 1 ? kTail : 0)) *
-                        (static_cast<double>(tiles) + kItem) * (whole % threads == 0 ? 1 : kShared);
+    const double cost =
+        turns_taken(turns, threads) * (static_cast<double>(tiles) + kItem) * (whole % threads == 0 ? 1 : kShared);
     if (best == 0 || cost < best) best = cost, plan.row_block = tiles * tile, plan.row_blocks = whole;
     if (tiles == 1) break;
   }

@@ -7,7 +7,6 @@ namespace {
 
 // In products of a tile with a group at one point: what U of a group and V of a tile take beside.
 constexpr double kUnpacked = 3.0, kInputs = 0.4;
-constexpr double kTail = 0.12;  // of a turn, that the others wait for the slowest thread: cores are often shared
 constexpr int64_t kLine = 64 / kGroup;  // groups of a cache line of bytes: threads that share one hold each other up
 
 // A channel's outputs lie between -255 times its negative weights' sum and 255 times its positive ones'.
@@ -55,7 +54,7 @@ WorkPlan plan_tiles(int t, const WeightShape& weight, const ConvShape& s, const 
     for (int64_t claim = groups; claim > 0; claim = claim > kLine ? (claim - 1) / kLine * kLine : 0) {
       if (groups % claim != 0) continue;
       const int64_t turns = (whole * (groups / claim) + threads - 1) / threads;
-      const double cost = (static_cast<double>(turns) + (threads > 1 ? kTail : 0)) *
+      const double cost = turns_taken(turns, threads) *
                           (static_cast<double>(block * tiles(s, t)) * (static_cast<double>(claim) + kInputs) +
                            kUnpacked * static_cast<double>(claim));
       if (best != 0 && cost >= best) continue;
