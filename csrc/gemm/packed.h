@@ -169,7 +169,7 @@ struct PackedWeight : Tiling {  // as packing makes it
   std::vector<int32_t> weight_sum;  // [groups * out_channels], for the zero point
   std::vector<int32_t> start;       // [groups][panels][width] with classes, else empty
   int winograd_most = 0;            // outputs a side of winograd.h's largest tiles that are exact for it; 0: none are
-  std::vector<uint8_t> winograd;    // with classes: the weight once more, for these (winograd.h)
+  std::vector<uint8_t> winograd;    // 2:4 with classes: the weight once more, for these (winograd.h)
 };
 
 struct Tiles : Tiling {  // as kernels read it, wherever the bytes lie

@@ -28,7 +28,7 @@ void keep(const int8_t* weight, PackedWeight& packed) {
   if (packed.layout.direct.dense == 0 || s.groups != 1 || s.taps != 9 || inputs % kLanes != 0 || inputs > kMostInputs)
     return;
   packed.winograd_most = fits(weight, s) ? 4 : 2;
-  if (!packed.layout.classes) return;
+  if (!packed.layout.classes || packed.kind == WeightKind::dense) return;
   packed.winograd.assign(static_cast<std::size_t>((s.out_channels + kGroup - 1) / kGroup * kGroup * 9 * inputs), 0);
   for (int64_t o = 0; o < s.out_channels; ++o)
     for (int64_t tap = 0; tap < 9; ++tap)

@@ -22,8 +22,9 @@ constexpr int64_t kMostInputs = 1024;                   // 4 Y fits int32: 4 * 9
 constexpr int64_t kMostSum = (int64_t{1} << 25) / 255;  // of a channel's weights of one sign: t = 4, s = 6
 
 // weight: OHWI, all of it. Notes in packed which tiles are exact, where its layout and shape have this way. U, 3.6 or 8
-// times as large as the weight, is made of a group when its products want it, of tiles as they are; those with classes
-// lie too far from it, and for them the weight is kept once more, as [group of outputs][tap][four inputs][output][4].
+// times as large as the weight, is made of a group when its products want it, of tiles as they are; 2:4 ones with
+// classes lie too far from it, and for them the weight is kept once more, as [group of outputs][tap][four
+// inputs][output][4].
 void keep(const int8_t* weight, PackedWeight& packed);
 
 // The plan of a convolution that is faster this way; its items are (block of strips, group of outputs), a strip being
