@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparseq.lower.hollow import hollow_call
+from sparseq.lower.hollow import hollow_call, hollow_layer
 from sparseq.nn import INTEGER_LAYERS, SparseQuantLayer
 
 SOURCE = "source"  # the model's name in the traced root
@@ -105,10 +105,9 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, (SparseQuantLayer, *INTEGER_LAYERS)) or name in self._opaque:
             return True
-        own = type(module).__module__.startswith("torch.nn.")
         if isinstance(module, nn.MultiheadAttention):
             return True
-        return own and not module._modules and not isinstance(module, nn.Sequential)
+        return _is_torchs(module) and not module._modules and not isinstance(module, nn.Sequential)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Known(node, self)
@@ -141,7 +140,8 @@ class _Tracer(fx.Tracer):
         if node.op == "call_module":
             call = module = self.root.get_submodule(str(node.target))
             if module._parameters or module._buffers or module._modules:
-                return call(*args, **kwargs)
+                known = isinstance(module, SparseQuantLayer) or _is_torchs(module)
+                return (hollow_layer if self._hollow and known else _called)(module, args, kwargs)
         elif node.op == "call_method":
             call = getattr(type(args[0]), str(node.target))
         else:
@@ -181,6 +181,14 @@ class _Tracer(fx.Tracer):
             return bool(known)
         self.create_node("call_function", holds, (obj.node, bool(known)), {})
         return bool(known)
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
+
+
+def _called(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return module(*args, **kwargs)
 
 
 def _same(a: Any, b: Any) -> bool:

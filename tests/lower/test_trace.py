@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sparseq import explain
+import sparseq
+from sparseq import Layer, Plan, Quant, explain
 from sparseq.lower import layerwise
 from sparseq.lower.trace import Traced, trace
 from tests.lower.lowering import Chain, assert_all_in_programs, fast_of, lowered
@@ -127,6 +128,42 @@ def test_tensors_made_on_the_way_are_kept():
     assert len(fast.assembled.programs) == 1
     with torch.inference_mode():
         torch.testing.assert_close(fast(x), layerwise(fast)(x), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_no_layer_runs_on_values(quantised):
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)
+    ).eval()
+    example = torch.randn(2, 4, 8, 8)
+    if quantised:
+        prepared = sparseq.prepare(model, Plan({"*": Layer(Quant(axis=0), Quant())}))
+        model = sparseq.convert(sparseq.calibrate(prepared, [example]))
+    devices = []
+    for layer in model.modules():
+        if layer._parameters or layer._buffers:
+            layer.register_forward_hook(lambda m, a, y: devices.append(y.device.type))
+    traced = trace(model, example)
+    assert isinstance(traced, Traced)
+    assert set(devices) == {"meta"}
+    calls = [node for node in traced.graph.nodes if node.op == "call_module"]
+    assert calls[0].meta["shape"] == (2, 8, 6, 6)
+    assert calls[-1].meta["shape"] == (2, 5)
+
+
+def test_a_layer_that_has_no_meta_kernel_runs_on_values(monkeypatch):
+    ran = []
+
+    def forward(self, x):
+        if x.device.type == "meta":
+            raise NotImplementedError
+        ran.append(x.shape)
+        return functional.linear(x, self.weight, self.bias)
+
+    monkeypatch.setattr(nn.Linear, "forward", forward)
+    traced = trace(nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), torch.randn(2, 4))
+    assert isinstance(traced, Traced)
+    assert ran == [(2, 4)]
 
 
 def test_the_example_is_not_changed():
