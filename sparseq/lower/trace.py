@@ -140,8 +140,9 @@ class _Tracer(fx.Tracer):
         if node.op == "call_module":
             call = module = self.root.get_submodule(str(node.target))
             if module._parameters or module._buffers or module._modules:
-                known = isinstance(module, SparseQuantLayer) or _is_torchs(module)
-                return (hollow_layer if self._hollow and known else _called)(module, args, kwargs)
+                if self._hollow and (isinstance(module, SparseQuantLayer) or _is_torchs(module)):
+                    return hollow_layer(module, args, kwargs)
+                return call(*args, **kwargs)
         elif node.op == "call_method":
             call = getattr(type(args[0]), str(node.target))
         else:
@@ -185,10 +186,6 @@ class _Tracer(fx.Tracer):
 
 def _is_torchs(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.")
-
-
-def _called(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    return module(*args, **kwargs)
 
 
 def _same(a: Any, b: Any) -> bool:
