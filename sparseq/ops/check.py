@@ -175,3 +175,14 @@ def _check_zero(op: str, first: int, last: int, quant_min: int, quant_max: int) 
     if first < quant_min or last > quant_max:
         bad = first if first < quant_min else last
         raise ValueError(f"{op}: zero_point must lie in [{quant_min}, {quant_max}], got {bad}")
+
+
+def check_shapes(wanted: str, right: bool, *tensors: Tensor) -> None:
+    """What a kernel checks, in its fake, where there are only shapes.
+
+    Raises:
+        RuntimeError: they are not right.
+    """
+    torch._check(
+        right, lambda: f"{wanted}, got {' and '.join(str(tuple(t.shape)) for t in tensors)}"
+    )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparseq.ops.check import check_tensor
+from sparseq.ops.check import check_shapes, check_tensor
 from sparseq.ops.check_int8 import check_operands, check_weight, check_windows, fused_arguments
 
 _ops = torch.ops.sparseq
@@ -273,14 +273,9 @@ def _stored(x: Tensor, options: dict[str, Any]) -> torch.dtype:
     return options.get("dtype") or default
 
 
-def _check_shapes(wanted: str, right: bool, x: Tensor, weight: Tensor) -> None:
-    """What the kernels check, where there are only shapes."""
-    torch._check(right, lambda: f"{wanted}, got {tuple(x.shape)} and {tuple(weight.shape)}")
-
-
 @torch.library.register_fake("sparseq::int8_linear")
 def _(x, weight, scale, x_zero, weight_zero, bias, tiles=None, **options):  # type: ignore[no-untyped-def]
-    _check_shapes(
+    check_shapes(
         "int8_linear: x must be [..., K] and weight [N, K]",
         x.dim() >= 1 and weight.dim() == 2 and x.shape[-1] == weight.shape[1], x, weight,
     )  # fmt: skip
@@ -292,15 +287,13 @@ def _(  # type: ignore[no-untyped-def]
     x, weight, scale, x_zero, weight_zero, bias, stride, padding, dilation, groups, tiles=None,
     **options,
 ):  # fmt: skip
-    _check_shapes(
+    check_shapes(
         f"int8_conv2d: x must be [N, C, H, W] and weight [O, C / groups, kH, kW], groups {groups}",
         x.dim() == weight.dim() == 4 and x.shape[1] == weight.shape[1] * groups, x, weight,
     )  # fmt: skip
     spatial = _output_size(x, weight, stride, padding, dilation)
     too_small = any(isinstance(n, int) and n < 1 for n in spatial)  # no guard on dynamic sizes
-    _check_shapes(
-        "int8_conv2d: x must be at least as large as the kernel", not too_small, x, weight
-    )
+    check_shapes("int8_conv2d: x must be at least as large as the kernel", not too_small, x, weight)
     y = x.new_empty((x.shape[0], weight.shape[0], *spatial), dtype=_stored(x, options))
     return torch.empty_like(y, memory_format=torch.channels_last)
 

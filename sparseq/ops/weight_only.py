@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparseq.ops.check import check_float, check_tensor
+from sparseq.ops.check import check_float, check_shapes, check_tensor
 
 _ops = torch.ops.sparseq
 
@@ -185,25 +185,17 @@ def _check_24(op: str, values: Tensor, indices: Tensor, columns: int) -> None:
 
 @torch.library.register_fake("sparseq::int4_linear")
 def _(x, packed, scale, zero_point, bias, signed=True):  # type: ignore[no-untyped-def]
-    torch._check(
-        x.dim() >= 1 and packed.dim() == 2 and packed.shape[1] == (x.shape[-1] + 1) // 2,
-        lambda: (
-            "int4_linear: x must be [..., K] and packed [N, ceil(K / 2)], got "
-            f"{tuple(x.shape)} and {tuple(packed.shape)}"
-        ),
-    )
+    check_shapes(
+        "int4_linear: x must be [..., K] and packed [N, ceil(K / 2)]",
+        x.dim() >= 1 and packed.dim() == 2 and packed.shape[1] == (x.shape[-1] + 1) // 2, x, packed,
+    )  # fmt: skip
     return x.new_empty((*x.shape[:-1], packed.shape[0]))
 
 
 @torch.library.register_fake("sparseq::linear_24")
 def _(x, values, indices, bias, tiles=None):  # type: ignore[no-untyped-def]
-    torch._check(
-        x.dim() >= 1 and values.dim() == 2 and values.shape[1] == (x.shape[-1] + 3) // 4 * 2,
-        lambda: (
-            "linear_24: x must be [..., K] and values [N, 2 * ceil(K / 4)], got "
-            f"{tuple(x.shape)} and {tuple(values.shape)}"
-        ),
-    )
+    fits = x.dim() >= 1 and values.dim() == 2 and values.shape[1] == (x.shape[-1] + 3) // 4 * 2
+    check_shapes("linear_24: x must be [..., K] and values [N, 2 * ceil(K / 4)]", fits, x, values)
     return x.new_empty((*x.shape[:-1], values.shape[0]))
 
 
