@@ -1,5 +1,5 @@
-// AMX for products of some rows; few rows, depthwise and what prepares rows as with AVX-512-VNNI, whose weights in
-// memory these are.
+// AMX for products of some rows; few rows by AVX-512-VNNI, of the same weights in memory; depthwise and what prepares
+// rows as there.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12: _mm512_undefined_* in its own headers
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
@@ -19,8 +19,19 @@
 #include "../core/float_avx512.h"
 #endif
 #include "amx_kernel.h"
+#include "depthwise_columns_avx512.h"
+#include "kernel.h"
+#include "micro_dot.h"
 
 namespace {
+
+// Dense panels of 16 channels, as tiles take them.
+struct FewRows : Avx512Vnni {
+  static constexpr int kDenseVectors = 1, kBroadVectors = 0, kBroadRows = 0;
+  using Columns = ColumnsAvx512;
+  using Winograd = void;  // whose 16-bit products are slower than tiles
+};
+using Few = Driver<DotMicro<FewRows>>;
 
 #ifdef SPARSEQ_PORTABLE_INTRINSICS
 using Kernel = AmxKernel<Avx2Float>;
@@ -30,7 +41,7 @@ using Kernel = AmxKernel<Avx512Float>;
 
 void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
          const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
-  (plan.amx ? Kernel::run : sparseq::kernels_avx512_vnni().run)(w, input, epilogue, plan, begin, end);
+  (plan.amx ? Kernel::run : Few::run)(w, input, epilogue, plan, begin, end);
 }
 
 }  // namespace
@@ -39,11 +50,8 @@ namespace sparseq {
 
 const Kernels& kernels_amx_int8() {
   static const Kernels table = [] {
-    Kernels kernels = kernels_avx512_vnni();
-    kernels.name = "amx_int8";
+    Kernels kernels = Few::kernels("amx_int8");
     kernels.layout.tile_inputs = amx::kInputs;
-    kernels.layout.broad_vectors = 0;
-    kernels.layout.direct = {};  // Winograd's 16-bit products are slower than these
     kernels.run = run;
     return kernels;
   }();

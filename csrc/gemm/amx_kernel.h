@@ -1,6 +1,8 @@
-// The kernel of amx.h. Sums of a pair of tiles leave behind the first products of the next pair, which hides the way
-// from the tile registers to memory. To spread them over all of its products gains nothing: while tile products wait
-// for port 5, vectors of 512 bits are given to port 0 alone (Emerald Rapids).
+// The kernel of amx.h: 32 rows by 32 channels at a time, or by each 16 of them where few tile registers are better
+// (amx_tiles.h). 2:4 weights are made dense beside it for the next item; for 33 to 64 rows in all, which wait for weights,
+// step by step in L1, and multiplied by all rows then. What sums they make become outputs while the next are made, a few rows
+// after each step: vectors run beside tile products as long as both fit the core's queues together, which a whole
+// epilogue does not.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -21,14 +23,17 @@ class AmxKernel {
                   const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
     if (begin >= end) return;
     AmxKernel kernel(w, input, epilogue, plan);
-    const AmxTiles tiles(kernel.inputs_);
+    const AmxTiles tiles(kernel.inputs_, kernel.tall_ ? kTall : kernel.few_ ? kFew : kAll);
     for (int64_t item = begin; item < end; ++item) kernel.item(item, item + 1 < end);
   }
 
  private:
   using Finish = EpilogueKernel<FloatTrait, false>;
-  static constexpr int64_t kRows = sparseq::amx::kRows, kGroup = sparseq::amx::kGroup, kHalf = kGroup / 2;
+  static constexpr int64_t kRows = sparseq::amx::kRows, kGroup = sparseq::amx::kGroup, kWidth = kGroup / 2;
   static constexpr int64_t kLead = kRows;  // rows before a pair's sums: a short last tile begins there
+  static constexpr int64_t kPanels = kGroup / kWidth;
+  static constexpr int64_t kTallRows = 4 * kRows, kRing = 8;  // steps whose 2:4 weights are dense at a time
+  static constexpr unsigned kAll = 0xff, kFew = 0b01010011, kTall = 0b01011111;  // tile registers
 
   // Rows at equal distances, of which some are outputs: of every `pitch` the first `width`.
   struct Run {
@@ -39,89 +44,242 @@ class AmxKernel {
     int64_t output;  // row of the first
   };
 
-  // Sums of up to 32 rows of a run, to be finished.
-  class Pending {
+  // How rows of sums become outputs: by the epilogue as it is,
+  class Whole {
    public:
-    Pending() = default;
-    Pending(const Finish& finish, const Run& run, int64_t first, int64_t rows, const int32_t* acc)
-        : finish_(&finish), acc_(acc), rows_(rows) {
-      pitch_ = run.pitch, width_ = run.width;
-      column_ = first % pitch_, output_ = run.output + first / pitch_ * width_;
+    // At once where the rest has Quick, by twos elsewhere.
+    static constexpr int64_t kRows = Finish::kFours ? 2 * sparseq::amx::kRows : 2;
+    explicit Whole(const Finish& finish) : finish_(&finish) {}
+    void some(const int32_t* acc, int64_t row, int64_t rows) const { finish_->rows(acc, kWidth, row, rows); }
+    void whole(const Whole&, const int32_t* acc, int64_t row) const { some(acc, row, kRows); }
+
+   private:
+    const Finish* finish_;
+  };
+  // or by constants that stay in registers while tiles are multiplied.
+  template <class Residual>
+  class Quick {
+   public:
+    using Fours = typename Finish::template Fours<Residual, 1>;
+    static constexpr int64_t kRows = Fours::kRows;
+    static bool takes(const Finish& f) { return f.count == kWidth && f.template narrow<Residual>(); }
+
+    explicit Quick(const Finish& f)
+        : fours_(f, 0), to_(static_cast<uint8_t*>(f.e.output) + f.channel), to_stride_(f.e.output_stride) {
+      if constexpr (std::is_same_v<Residual, uint8_t>)
+        from_ = static_cast<const uint8_t*>(f.e.residual) + f.channel, from_stride_ = f.e.residual_stride;
     }
-    void finish() {
-      parts([&](int64_t at, int64_t output, int64_t rows) { finish_->rows(acc_ + at * kGroup, kGroup, output, rows); });
-      rows_ = 0;
+    // there: the same in memory, where what is no vector may stay.
+    SPARSEQ_INLINE void whole(const Quick& there, const int32_t* acc, int64_t row) const {
+      const int64_t from_stride = there.from_stride_, to_stride = there.to_stride_;
+      typename Fours::Rows each;
+      each.acc[0] = acc, each.from[0] = there.from_ + row * from_stride, each.to[0] = there.to_ + row * to_stride;
+      unroll<kRows - 1>([&](auto r) SPARSEQ_INLINE {
+        each.acc[r + 1] = each.acc[r] + kWidth;
+        each.from[r + 1] = each.from[r] + from_stride, each.to[r + 1] = each.to[r] + to_stride;
+      });
+      fours_(each);
     }
-    void fetch() const {
-      parts([&](int64_t, int64_t output, int64_t rows) { finish_->fetch(output, rows); });
+    void some(const int32_t* acc, int64_t row, int64_t rows) const {  // behind the last the last once more
+      typename Fours::Rows each;
+      unroll<kRows>([&](auto r) SPARSEQ_INLINE {
+        const int64_t on = smaller(r, rows - 1);
+        each.acc[r] = acc + on * kWidth;
+        each.from[r] = from_ + (row + on) * from_stride_, each.to[r] = to_ + (row + on) * to_stride_;
+      });
+      fours_(each);
     }
 
    private:
-    // f(first row of the sums, of the outputs, rows) of each line's outputs.
-    template <class F>
-    SPARSEQ_INLINE void parts(F f) const {
-      int64_t column = column_, output = output_;
-      for (int64_t at = 0; at < rows_; column = 0, output += width_) {
-        const int64_t in_line = smaller(rows_ - at, pitch_ - column), outputs = smaller(in_line, width_ - column);
-        if (outputs > 0) f(at, output + column, outputs);
-        at += in_line;
+    Fours fours_;
+    uint8_t* to_;
+    const Residual* from_ = nullptr;
+    int64_t to_stride_, from_stride_ = 0;
+  };
+  // or not yet: lines that will be read and written.
+  struct Fetch {
+    static constexpr int64_t kRows = 2 * sparseq::amx::kRows;
+    const Finish& finish;
+    void some(const int32_t*, int64_t row, int64_t rows) const { finish.fetch(row, rows); }
+    void whole(const Fetch&, const int32_t* acc, int64_t row) const { some(acc, row, kRows); }
+  };
+
+  // Sums of some rows of a run that are no outputs yet, by line.
+  template <int64_t kRowsAtOnce>
+  class Pending {
+   public:
+    Pending() = default;
+    Pending(const Run& run, int64_t first, int64_t rows, const int32_t* acc)
+        : acc_(acc), rows_(rows), pitch_(run.pitch), width_(run.width) {
+      const int64_t column = first % pitch_, outputs = width_ - column;
+      row_ = run.output + first / pitch_ * width_ + column;
+      line(pitch_ - column, outputs < 0 ? 0 : outputs);
+      if (outputs < 0) row_ += outputs;
+    }
+    bool any() const { return whole_ + part_ + rows_ > 0; }
+    template <class Outputs>
+    SPARSEQ_INLINE void some(const Outputs& outputs, const Outputs& there) {
+      if (whole_ > 0) {
+        outputs.whole(there, acc_, row_);
+        --whole_, acc_ += kRowsAtOnce * kWidth, row_ += kRowsAtOnce;
+      } else if (any()) {
+        rest(there);
       }
     }
-    const Finish* finish_ = nullptr;
+    template <class Outputs>
+    void all(const Outputs& outputs) {
+      while (any()) some(outputs, outputs);
+    }
+
+   private:
+    // The next of the rows, up to the line's end, and those among them that are outputs.
+    void line(int64_t rows, int64_t outputs) {
+      rows = smaller(rows, rows_), outputs = smaller(outputs, rows);
+      rows_ -= rows, skip_ = rows - outputs;
+      whole_ = static_cast<int32_t>(outputs / kRowsAtOnce), part_ = static_cast<int32_t>(outputs % kRowsAtOnce);
+    }
+    template <class Outputs>
+    __attribute__((noinline)) void rest(const Outputs& outputs) {
+      if (part_ > 0) outputs.some(acc_, row_, part_);
+      acc_ += (part_ + skip_) * kWidth, row_ += part_;
+      line(pitch_, width_);
+    }
     const int32_t* acc_ = nullptr;
-    int64_t rows_ = 0, column_ = 0, pitch_ = 0, width_ = 0, output_ = 0;
+    int64_t row_ = 0;                           // of outputs
+    int32_t whole_ = 0, part_ = 0;              // of this line: kRowsAtOnce of them, as often; and then so many
+    int64_t skip_ = 0;                          // and then rows that are none
+    int64_t rows_ = 0, pitch_ = 0, width_ = 0;  // behind this line
   };
 
   // A work item.
   struct Operands {
-    const uint8_t* weights[2];  // of 16 channels each
-    int64_t weight_row, weight_step;
-    const int64_t* offsets;  // of a run's rows, to their inputs for each step
-    int64_t steps;
-    const int32_t* starts;  // of the sums, [32]; null: 0
-    const uint8_t* next;    // weights that will be wanted soon, of which each step fetches some lines
-    int64_t lines;
+    const uint8_t* weights[kPanels];  // [inputs / 4][16][4]
+    const int32_t* starts[kPanels];   // of the sums, [16]; null: 0
+    int64_t weight_step, steps, panels;
+    const int64_t* offsets;   // of rows, to their inputs for each step
+    const uint8_t *first, *second;  // rows of the tiles
+    int64_t stride;
+  };
+  // What each step does for the weights that will be wanted next: fetches some of their lines,
+  struct Lines {
+    const uint8_t* next;
+    int64_t each;
+    SPARSEQ_INLINE void some() {
+      for (int64_t line = 0; line < each; ++line, next += 64) __builtin_prefetch(next, 0, 2);
+    }
+  };
+  // or makes some 2:4 ones dense.
+  struct Expand {
+    Expansion24& next;
+    uint8_t*& to;
+    int64_t each;
+    SPARSEQ_INLINE void some() {
+      for (int64_t part = 0; part < each && next.any(); ++part) to = next.some(to);
+    }
+  };
+  // A panel's, 2:4, step after step, made dense in a ring just before.
+  struct Made {
+    Expansion24 rest;
+    uint8_t *ring, *to;
+    int64_t step, made = 0, read = 0;
+    Made(Expansion24 all, uint8_t* ring_, int64_t step_) : rest(all), ring(ring_), to(ring_), step(step_) {}
+    SPARSEQ_INLINE const uint8_t* next() {
+      const int64_t size = kRing * step;
+      while (made < read + 3 * step && rest.any()) {  // two steps ahead of their products
+        uint8_t* end = rest.some(to);
+        made += end - to;
+        to = end == ring + size ? ring : end;
+      }
+      return ring + std::exchange(read, read + step) % size;
+    }
   };
 
-  template <int kTiles, int kWidth>
-  static void multiply(Operands& o, const uint8_t* first, const uint8_t* second, int64_t stride, int32_t* acc,
-                       int64_t second_row, Pending& pending) {
-    using T = AmxTiles;
-    if (o.starts == nullptr) {
-      T::zero<0>(), T::zero<1>(), T::zero<2>(), T::zero<3>();
+  template <class Outputs>
+  using Queue = Pending<Outputs::kRows>[kPanels];  // of either panel
+
+  template <int T, bool kTwo>
+  SPARSEQ_INLINE static void start(const int32_t* starts) {
+    if (starts == nullptr) {
+      AmxTiles::zero<T>();
+      if (kTwo) AmxTiles::zero<T + 1>();
     } else {
-      T::start<0>(o.starts);
-      if (kWidth > 1) T::start<1>(o.starts + kHalf);
-      if (kTiles > 1) T::start<2>(o.starts);
-      if (kTiles > 1 && kWidth > 1) T::start<3>(o.starts + kHalf);
+      AmxTiles::start<T>(starts);
+      if (kTwo) AmxTiles::start<T + 1>(starts);
     }
-    const uint8_t *w0 = o.weights[0], *w1 = o.weights[1];
-    for (int64_t s = 0; s < o.steps; ++s, w0 += o.weight_step, w1 += o.weight_step) {
-      const int64_t at = o.offsets[s];
-      // All loads before the products: where a core's other thread is busy, too, each waits for what is before it
-      // (one after the other 25 ns a product, so 21; else 7 in any order).
-      T::load<6>(w0, o.weight_row);
-      if (kWidth > 1) T::load<7>(w1, o.weight_row);
-      T::load<4>(first + at, stride);
-      if (kTiles > 1) T::load<5>(second + at, stride);
-      T::dot<0, 4, 6>();
-      if (kWidth > 1) T::dot<1, 4, 7>();
-      if (kTiles > 1) T::dot<2, 5, 6>();
-      if (kTiles > 1 && kWidth > 1) T::dot<3, 5, 7>();
-      for (int64_t line = 0; line < o.lines; ++line, o.next += 64) __builtin_prefetch(o.next, 0, 2);
-      if (s == 0) pending.finish();
-    }
-    constexpr int64_t kBytes = kGroup * 4;
-    T::store<0>(acc, kBytes);
-    if (kWidth > 1) T::store<1>(acc + kHalf, kBytes);
-    if (kTiles > 1) T::store<2>(acc + second_row * kGroup, kBytes);
-    if (kTiles > 1 && kWidth > 1) T::store<3>(acc + second_row * kGroup + kHalf, kBytes);
+  }
+  template <int T, bool kTwo>
+  SPARSEQ_INLINE static void store(int32_t* acc, int64_t apart) {
+    AmxTiles::store<T>(acc, 4 * kWidth);
+    if (kTwo) AmxTiles::store<T + 1>(acc + apart, 4 * kWidth);
   }
 
-  using Multiply = void (*)(Operands&, const uint8_t*, const uint8_t*, int64_t, int32_t*, int64_t, Pending&);
-  static Multiply choose(bool two_tiles, bool wide) {
-    static constexpr Multiply table[2][2] = {{multiply<1, 1>, multiply<1, 2>}, {multiply<2, 1>, multiply<2, 2>}};
-    return table[two_tiles][wide];
+  // The sums of a panel's channels, [rows][16], and of a tile's rows or two tiles'; beside them the other panel's that
+  // are pending become outputs.
+  template <bool kTwo, class Outputs, class Ahead>
+  static void multiply(const Operands& o, int64_t panel, int32_t* acc, int64_t apart, Pending<Outputs::kRows>& pending,
+                       const Outputs& there, Ahead& ahead) {
+    using T = AmxTiles;
+    const Outputs outputs = there;  // in registers
+    start<0, kTwo>(o.starts[panel]);
+    const uint8_t* weights = o.weights[panel];
+    for (int64_t s = 0; s < o.steps; ++s, weights += o.weight_step) {
+      const int64_t at = o.offsets[s];
+      T::load<6>(weights, 64);
+      T::load<4>(o.first + at, o.stride);
+      T::dot<0, 4, 6>();
+      if (kTwo) T::load<4>(o.second + at, o.stride);
+      if (kTwo) T::dot<1, 4, 6>();
+      ahead.some();
+      pending.some(outputs, there);
+    }
+    store<0, kTwo>(acc, apart);
+    pending.all(there);
+  }
+
+  // Those of both panels.
+  template <bool kTwo, class Outputs, class Ahead>
+  static void multiply_both(const Operands& o, int32_t* acc0, int32_t* acc1, int64_t apart, Queue<Outputs>& pending,
+                            const Outputs (&there)[kPanels], Ahead& ahead) {
+    using T = AmxTiles;
+    const Outputs outputs0 = there[0], outputs1 = there[1];
+    start<0, kTwo>(o.starts[0]), start<2, kTwo>(o.starts[1]);
+    const uint8_t *weights0 = o.weights[0], *weights1 = o.weights[1];
+    for (int64_t s = 0; s < o.steps; ++s, weights0 += o.weight_step, weights1 += o.weight_step) {
+      const int64_t at = o.offsets[s];
+      T::load<6>(weights0, 64), T::load<7>(weights1, 64);
+      T::load<4>(o.first + at, o.stride);
+      if (kTwo) T::load<5>(o.second + at, o.stride);
+      T::dot<0, 4, 6>();
+      if (kTwo) T::dot<1, 5, 6>();
+      pending[0].some(outputs0, there[0]);
+      T::dot<2, 4, 7>();
+      if (kTwo) T::dot<3, 5, 7>();
+      ahead.some();
+      pending[1].some(outputs1, there[1]);
+    }
+    store<0, kTwo>(acc0, apart), store<2, kTwo>(acc1, apart);
+    pending[0].all(there[0]), pending[1].all(there[1]);
+  }
+
+  // Those of a panel and up to 64 rows, whose tiles begin `at` these.
+  template <class Outputs>
+  static void multiply_tall(const Operands& o, int64_t panel, const int64_t (&at)[4], int32_t* acc,
+                            Pending<Outputs::kRows>& pending, const Outputs& there, Made weights) {
+    using T = AmxTiles;
+    const Outputs outputs = there;  // in registers
+    start<0, true>(o.starts[panel]), start<2, true>(o.starts[panel]);
+    for (int64_t s = 0; s < o.steps; ++s) {
+      T::load<6>(weights.next(), 64);
+      const uint8_t* row = o.first + o.offsets[s];
+      T::load<4>(row + at[0] * o.stride, o.stride), T::dot<0, 4, 6>();
+      T::load<4>(row + at[1] * o.stride, o.stride), T::dot<1, 4, 6>();
+      pending.some(outputs, there);
+      T::load<4>(row + at[2] * o.stride, o.stride), T::dot<2, 4, 6>();
+      T::load<4>(row + at[3] * o.stride, o.stride), T::dot<3, 4, 6>();
+    }
+    T::store<0>(acc + at[0] * kWidth, 4 * kWidth), T::store<1>(acc + at[1] * kWidth, 4 * kWidth);
+    T::store<2>(acc + at[2] * kWidth, 4 * kWidth), T::store<3>(acc + at[3] * kWidth, 4 * kWidth);
+    pending.all(there);
   }
 
   AmxKernel(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
@@ -132,20 +290,36 @@ class AmxKernel {
         plan_(plan),
         frame_(sparseq::amx::frame(w.shape, input.conv, plan.rows)),
         dense_(w.kind == sparseq::WeightKind::dense),
+        tall_(is_tall(w, input, plan, frame_)),
+        few_(AmxTiles::shared()),
         block_inputs_(dense_ ? sparseq::kDenseBlock : sparseq::kSparseBlock),
         inputs_(w.step_blocks(block_inputs_) * block_inputs_),
         steps_(w.shape.taps * w.tap_steps(block_inputs_)),
         frame_bytes_(frame_.copied ? frame_.bytes(plan.row_block) : 0),
         image_bytes_(frame_.remainders * frame_bytes_) {
-    const int64_t panel = dense_ ? 0 : steps_ * inputs_ * kHalf, acc = (kLead + 2 * kRows) * kGroup * 4;
+    const int64_t panels = dense_ ? 0 : tall_ ? kRing * inputs_ * kWidth : kPanels * steps_ * inputs_ * kWidth, acc = (kLead + kTallRows) * kWidth * 4;
     const int64_t frames = plan.amx * image_bytes_, offsets = (steps_ * 8 + 63) / 64 * 64;
-    uint8_t* at = sparseq::thread_scratch(static_cast<std::size_t>(frames + 2 * panel + 2 * acc + offsets));
+    uint8_t* at = sparseq::thread_scratch(static_cast<std::size_t>(frames + 2 * panels + 4 * acc + offsets));
     const auto part = [&](int64_t size) { return std::exchange(at, at + size); };
     frames_ = part(frames);
-    for (auto& e : expanded_) e = part(panel);
-    for (auto& a : acc_) a = reinterpret_cast<int32_t*>(part(acc)) + kLead * kGroup;
+    for (auto& e : expanded_) e = part(panels);
+    for (auto& turn : acc_)
+      for (auto& a : turn) a = reinterpret_cast<int32_t*>(part(acc)) + kLead * kWidth;
     offsets_ = reinterpret_cast<int64_t*>(part(offsets));
     set_offsets();
+  }
+
+  // 2:4 weights of one chunk a panel, which a ring needs, and items of one run of 33 to 64 rows.
+  static bool is_tall(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::WorkPlan& plan,
+                      const sparseq::amx::Frame& frame) {
+    if (w.kind == sparseq::WeightKind::dense || w.chunks > 1) return false;
+    if (plan.amx > 1 || (input.conv && !frame.copied)) return false;
+    const int64_t lines = input.conv ? input.conv->out_height : plan.rows, rest = lines % plan.row_block;
+    const auto fits = [&](int64_t block) {
+      const int64_t rows = input.conv ? (block - 1) * frame.pitch + input.conv->out_width : block;
+      return rows > 2 * kRows && rows <= kTallRows;
+    };
+    return fits(smaller(plan.row_block, lines)) && (rest == 0 || lines < plan.row_block || fits(rest));
   }
 
   void set_offsets() {
@@ -176,19 +350,21 @@ class AmxKernel {
     if (frame_.copied && std::exchange(copied_, block) != block)
       for (int64_t i = 0; i < images; ++i) copy(source, image + i, first, count, frames_ + i * image_bytes_);
 
-    const int64_t channel = channel_group * kGroup, width = smaller(kGroup, w_.shape.out_channels - channel);
-    const Finish finish(epilogue_, w_.weight_sum, group * w_.shape.out_channels + channel, width);
-    alignas(64) int32_t starts[kGroup];
-    const bool from_zero = !finish.starts(starts);  // as behind a ReLU
-    const int64_t panels = kGroup / w_.panel_width(), panel = group * w_.panels + channel_group * panels;
+    const int64_t channel = channel_group * kGroup, channels = smaller(kGroup, w_.shape.out_channels - channel);
+    const int64_t panels = (channels + kWidth - 1) / kWidth;
+    const auto finish = [&](int64_t p) {
+      return Finish(epilogue_, w_.weight_sum, group * w_.shape.out_channels + channel + p * kWidth,
+                    smaller(kWidth, channels - p * kWidth));
+    };
+    const Finish finishes[] = {finish(0), finish(panels - 1)};
+    const int64_t panel = (group * channel_groups + channel_group) * kPanels;
     const auto stored = [&](int64_t p) { return w_.data + w_.chunk[p * w_.chunks].data; };
-    Operands o{{}, 64, inputs_ * kHalf, offsets_, steps_, from_zero ? nullptr : starts, nullptr, 0};
-    if (dense_) {
-      o.weights[0] = stored(panel), o.weights[1] = stored(panel) + 64;
-      o.weight_row = 128, o.weight_step = inputs_ * kGroup;
-    } else {
-      for (int64_t p = 0; p < panels; ++p) o.weights[p] = expanded_[p];
-      for (int64_t p = 0; p * kHalf < width; ++p) expand_sparse24(w_, panel + p, expanded_[p]);
+    Operands o{{}, {}, inputs_ * kWidth, steps_, panels, offsets_, nullptr, nullptr, 0};
+    const uint8_t* dense = dense_ ? stored(panel) : tall_ ? nullptr : expanded(panel);
+    alignas(64) int32_t starts[kPanels][kWidth];
+    for (int64_t p = 0; p < panels; ++p) {
+      o.weights[p] = dense == nullptr ? nullptr : dense + p * steps_ * o.weight_step;
+      o.starts[p] = finishes[p].starts(starts[p]) ? starts[p] : nullptr;  // else behind a ReLU, say
     }
     // Runs of rows: without conv one, of a frame one an image, else one a line.
     const bool by_line = conv && !frame_.copied;
@@ -204,38 +380,106 @@ class AmxKernel {
       run.rows = by_line ? conv->out_width : (count - 1) * frame_.pitch + conv->out_width;
       run.pitch = by_line ? conv->out_width : frame_.pitch, run.width = conv->out_width;
     }
-    if (more && channel_group + 1 < channel_groups) {
-      const int64_t visits = images * runs * ((run.rows + 2 * kRows - 1) / (2 * kRows)) * steps_;
-      o.next = stored(panel + panels);
-      o.lines = ((o.next - stored(panel)) / 64 + visits - 1) / visits;
-    }
-    Pending pending;
-    for (int64_t i = 0; i < images; ++i)
-      for (int64_t line = 0; line < runs; ++line) {
-        if (conv) {
-          const int64_t y = first + line;
-          run.output = ((image + i) * conv->out_height + y) * conv->out_width;
-          run.row =
-              by_line ? source + ((image + i) * conv->height + y * conv->stride_height) * line_pixels() * input_.stride
-                      : frames_ + i * image_bytes_;
+    const int64_t last = w_.shape.groups * channel_groups - 1;  // behind it the first
+    const int64_t next = panel == last * kPanels ? 0 : panel + kPanels, bytes = kPanels * steps_ * o.weight_step;
+    const int64_t visits = images * runs * ((run.rows + 2 * kRows - 1) / (2 * kRows)) * (few_ ? panels : 1) * steps_;
+    const auto each = [&](int64_t size) { return more && next != panel ? (bytes / size + visits - 1) / visits : 0; };
+    Lines fetch{dense_ ? stored(next) : nullptr, each(64)};
+    if (!dense_ && !tall_) expand_ahead(next, each(1));
+    Expand expand{ahead_, ahead_to_, each(512)};
+    const auto all = [&]<class Outputs>(const Outputs(&outputs)[kPanels], auto& ahead) {
+      Queue<Outputs> pending;
+      for (int64_t i = 0; i < images; ++i)
+        for (int64_t line = 0; line < runs; ++line) {
+          if (conv) {
+            const int64_t y = first + line;
+            run.output = ((image + i) * conv->out_height + y) * conv->out_width;
+            run.row = by_line
+                          ? source + ((image + i) * conv->height + y * conv->stride_height) * line_pixels() * input_.stride
+                          : frames_ + i * image_bytes_;
+          }
+          if (tall_)
+            tall_products(o, run, finishes, outputs, pending, panel);
+          else
+            products(o, run, finishes, outputs, pending, ahead);
         }
-        products(o, run, finish, width > kHalf, pending);
-      }
-    pending.finish();
+      for (int64_t p = 0; p < panels; ++p) pending[p].all(outputs[p]);
+    };
+    with_outputs(finishes, [&](const auto& outputs) { dense_ ? all(outputs, fetch) : all(outputs, expand); });
   }
 
-  void products(Operands& o, const Run& run, const Finish& finish, bool wide, Pending& pending) {
+  // 2:4 weights made dense: those that the item before prepared, or all at once.
+  const uint8_t* expanded(int64_t panel) {
+    if (panel != expanded_panel_ && panel == ahead_panel_) {
+      ahead_.all(ahead_to_);
+      turned_ ^= 1;
+    } else if (panel != expanded_panel_) {
+      Expansion24(w_, panel, kPanels).all(expanded_[turned_]);
+    }
+    expanded_panel_ = panel;
+    return expanded_[turned_];
+  }
+  void expand_ahead(int64_t panel, bool wanted) {
+    ahead_panel_ = wanted ? panel : -1;
+    ahead_ = wanted ? Expansion24(w_, panel, kPanels) : Expansion24();
+    ahead_to_ = expanded_[turned_ ^ 1];
+  }
+
+  // f(outputs of either panel)
+  template <class G>
+  static void with_outputs(const Finish (&f)[kPanels], G g) {
+    const auto by = [&]<class Outputs>() {
+      const Outputs outputs[] = {Outputs(f[0]), Outputs(f[1])};
+      g(outputs);
+    };
+    if constexpr (Finish::kFours) {
+      using None = typename Finish::None;
+      if (Quick<None>::takes(f[0]) && Quick<None>::takes(f[1])) return by.template operator()<Quick<None>>();
+      if (Quick<uint8_t>::takes(f[0]) && Quick<uint8_t>::takes(f[1])) return by.template operator()<Quick<uint8_t>>();
+    }
+    by.template operator()<Whole>();
+  }
+
+  template <class Outputs, class Ahead>
+  void products(Operands& o, const Run& run, const Finish (&finishes)[kPanels], const Outputs (&outputs)[kPanels],
+                Queue<Outputs>& pending, Ahead& ahead) {
+    const bool both = o.panels > 1 && !few_;
     for (int64_t r = 0; r < run.rows; r += 2 * kRows) {
       const int64_t some = smaller(2 * kRows, run.rows - r);
       // A tile reads 16 rows: behind the last a frame has more, else it begins that much before.
       const bool two = some > kRows;
       const int64_t from = two || frame_.copied ? 0 : some - kRows, second = frame_.copied ? kRows : some - kRows;
-      int32_t* sums = acc_[turn_ ^= 1];
-      const uint8_t* row = run.row + r * run.stride;
-      choose(two, wide)(o, row + from * run.stride, row + second * run.stride, run.stride, sums + from * kGroup, second,
-                        pending);
-      pending = Pending(finish, run, r, some, sums);
-      pending.fetch();
+      o.first = run.row + (r + from) * run.stride, o.second = run.row + (r + second) * run.stride;
+      o.stride = run.stride;
+      const auto& acc = acc_[turn_ ^= 1];
+      const int64_t lead = from * kWidth, apart = second * kWidth;
+      if (both)
+        (two ? multiply_both<true, Outputs, Ahead> : multiply_both<false, Outputs, Ahead>)(
+            o, acc[0] + lead, acc[1] + lead, apart, pending, outputs, ahead);
+      for (int64_t p = 0; p < o.panels; ++p) {
+        const int64_t before = p > 0 ? 0 : o.panels - 1;
+        if (!both)
+          (two ? multiply<true, Outputs, Ahead> : multiply<false, Outputs, Ahead>)(
+              o, p, acc[p] + lead, apart, pending[before], outputs[before], ahead);
+        pending[p] = Pending<Outputs::kRows>(run, r, some, acc[p]);
+        Pending<Fetch::kRows>(run, r, some, acc[p]).all(Fetch{finishes[p]});
+      }
+    }
+  }
+
+  template <class Outputs>
+  void tall_products(Operands& o, const Run& run, const Finish (&finishes)[kPanels], const Outputs (&outputs)[kPanels],
+                     Queue<Outputs>& pending, int64_t panel) {
+    int64_t at[4];
+    for (int64_t t = 0; t < 4; ++t) at[t] = frame_.copied ? t * kRows : smaller(t * kRows, run.rows - kRows);
+    o.first = run.row, o.stride = run.stride;
+    for (int64_t p = 0; p < o.panels; ++p) {
+      const int64_t before = p > 0 ? 0 : o.panels - 1;
+      int32_t* acc = acc_[turn_ ^= 1][p];
+      multiply_tall(o, p, at, acc, pending[before], outputs[before],
+                    Made(Expansion24(w_, panel + p, 1), expanded_[0], o.weight_step));
+      pending[p] = Pending<Outputs::kRows>(run, 0, run.rows, acc);
+      Pending<Fetch::kRows>(run, 0, run.rows, acc).all(Fetch{finishes[p]});
     }
   }
 
@@ -280,12 +524,16 @@ class AmxKernel {
   const sparseq::Epilogue& epilogue_;
   const sparseq::WorkPlan& plan_;
   const sparseq::amx::Frame frame_;
-  const bool dense_;
+  const bool dense_, tall_, few_;
   const int64_t block_inputs_, inputs_, steps_;  // of a block, of a step; steps of all taps
   const int64_t frame_bytes_, image_bytes_;      // of one remainder, of all
   uint8_t* frames_;
-  uint8_t* expanded_[2];
-  int32_t* acc_[2];
+  uint8_t* expanded_[2];         // panels of this item and the next one, in turns
+  int turned_ = 0;
+  int64_t expanded_panel_ = -1, ahead_panel_ = -1;
+  Expansion24 ahead_;
+  uint8_t* ahead_to_ = nullptr;
+  int32_t* acc_[2][kPanels];  // of a pair of tiles, the one after it, ...
   int64_t* offsets_;
   int64_t copied_ = -1;  // the block in the frames
   int turn_ = 0;

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../core/names_512.h"
+#include "../core/int8_avx512.h"
 #include "packed.h"
 #include "unroll.h"
 
@@ -22,39 +22,61 @@ constexpr Sources24 kSources24 = [] {
   return table;
 }();
 
-// A panel, [inputs / 4][16 channels][4].
-inline void expand_sparse24(const sparseq::Tiles& w, int64_t panel, uint8_t* to) {
-  const auto field = SPARSEQ_512(set1_epi8)(3);
-  const auto channel =
-      SPARSEQ_512(set4_epi32)(0x0c0c0c0c, 0x08080808, 0x04040404, 0);  // vpshufb counts within 16 bytes
-  const auto first = SPARSEQ_512(loadu_si512)(kSources24.bytes[0]);
-  const auto second = SPARSEQ_512(loadu_si512)(kSources24.bytes[1]);
-  const auto group = [&](auto positions, auto sources, auto values) SPARSEQ_INLINE {  // vpermd reads 4 bits
-    const auto bytes = SPARSEQ_512(or_si512)(SPARSEQ_512(permutexvar_epi32)(positions, sources), channel);
-    SPARSEQ_512(storeu_si512)(to, SPARSEQ_512(shuffle_epi8)(values, bytes));
-    to += 64;
-  };
-  for (int64_t c = 0; c < w.chunks; ++c) {
-    const sparseq::Chunk& chunk = w.chunk[panel * w.chunks + c];
-    const uint8_t* from = w.data + chunk.data;
-    const auto step = [&](auto positions) SPARSEQ_INLINE {  // 8 inputs
-      const auto fields = SPARSEQ_512(and_si512)(positions, field);
-      const auto both = SPARSEQ_512(or_si512)(fields, SPARSEQ_512(srli_epi32)(fields, 6));
-      const auto values = SPARSEQ_512(loadu_si512)(from);
-      group(both, first, values);
-      group(SPARSEQ_512(srli_epi32)(both, 16), second, values);
-      from += 64;
-    };
-    for (uint32_t b = 0; b < chunk.count[0]; b += 2) {  // blocks, of which two share a vector of positions
-      const auto positions = SPARSEQ_512(loadu_si512)(from);
-      from += 64;
-      step(positions);
-      step(SPARSEQ_512(srli_epi32)(positions, 2));
-      if (b + 1 == chunk.count[0]) break;
-      step(SPARSEQ_512(srli_epi32)(positions, 4));
-      step(SPARSEQ_512(srli_epi32)(positions, 6));
-    }
+// Neighbouring panels to [panels][inputs / 4][16 channels][4], some at a time.
+class Expansion24 {
+ public:
+  Expansion24() = default;
+  Expansion24(const sparseq::Tiles& w, int64_t panel, int64_t panels)
+      : data_(w.data), chunk_(w.chunk + panel * w.chunks), end_(chunk_ + panels * w.chunks) {
+    begin();
   }
-}
+  bool any() const { return chunk_ != end_; }
+  // Two blocks, which share a vector of positions, or a chunk's last one; the end of the 512 or 256 bytes.
+  SPARSEQ_INLINE uint8_t* some(uint8_t* to) {
+    const auto positions = SPARSEQ_512(loadu_si512)(from_);
+    __builtin_prefetch(from_ + kAhead, 0, 3);  // from_ passes five lines
+    for (int line = 1; line < 5; ++line) __builtin_prefetch(from_ + kAhead + 64 * line, 0, 3);
+    step(positions, from_ + 64, to);
+    step(SPARSEQ_512(srli_epi32)(positions, 2), from_ + 128, to + 128);
+    if (blocks_ > 1) {
+      step(SPARSEQ_512(srli_epi32)(positions, 4), from_ + 192, to + 256);
+      step(SPARSEQ_512(srli_epi32)(positions, 6), from_ + 256, to + 384);
+    }
+    const int64_t some = blocks_ > 1 ? 2 : 1;
+    from_ += 320, blocks_ -= some;
+    if (blocks_ == 0) ++chunk_, begin();
+    return to + 256 * some;
+  }
+  void all(uint8_t* to) {
+    while (any()) to = some(to);
+  }
+
+ private:
+  static constexpr int64_t kAhead = 4096;  // as far as two steps of 14 GB a second take a line from a far cache
+
+  void begin() {
+    while (any() && chunk_->count[0] == 0) ++chunk_;
+    if (any()) from_ = data_ + chunk_->data, blocks_ = chunk_->count[0];
+  }
+  // 8 inputs, from 64 bytes to 128.
+  SPARSEQ_INLINE static void step(Vec512 positions, const uint8_t* from, uint8_t* to) {
+    const auto channel =
+        SPARSEQ_512(set4_epi32)(0x0c0c0c0c, 0x08080808, 0x04040404, 0);  // vpshufb counts within 16 bytes
+    const auto fields = SPARSEQ_512(and_si512)(positions, SPARSEQ_512(set1_epi8)(3));
+    const auto both = SPARSEQ_512(or_si512)(fields, SPARSEQ_512(srli_epi32)(fields, 6));
+    const auto values = SPARSEQ_512(loadu_si512)(from);
+    const auto group = [&](auto select, const auto& sources) SPARSEQ_INLINE {  // vpermd reads 4 bits
+      const auto bytes = SPARSEQ_512(permutexvar_epi32)(select, SPARSEQ_512(loadu_si512)(sources));
+      return SPARSEQ_512(shuffle_epi8)(values, SPARSEQ_512(or_si512)(bytes, channel));
+    };
+    SPARSEQ_512(storeu_si512)(to, group(both, kSources24.bytes[0]));
+    SPARSEQ_512(storeu_si512)(to + 64, group(SPARSEQ_512(srli_epi32)(both, 16), kSources24.bytes[1]));
+  }
+
+  const uint8_t* data_ = nullptr;
+  const sparseq::Chunk *chunk_ = nullptr, *end_ = nullptr;
+  const uint8_t* from_ = nullptr;
+  int64_t blocks_ = 0;  // left in the chunk
+};
 
 }  // namespace

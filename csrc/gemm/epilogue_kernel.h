@@ -40,7 +40,10 @@ struct EpilogueKernel {
     const auto bytes = static_cast<std::size_t>(4 * channels), rest = static_cast<std::size_t>(4 * (padded - channels));
     std::memcpy(multiplier, e.multiplier + channel0, bytes);
     std::memcpy(shift, sums + channel0, bytes);
-    if (e.bias != nullptr) std::memcpy(bias, e.bias + channel0, bytes);
+    if (e.bias != nullptr)
+      std::memcpy(bias, e.bias + channel0, bytes);
+    else
+      for (int64_t v = 0; v < channels; ++v) bias[v] = -0.0f;  // y + -0 is y, of every y
     std::memset(multiplier + channels, 0, rest);
     std::memset(shift + channels, 0, rest);
     std::memset(bias + channels, 0, rest);
@@ -101,7 +104,7 @@ struct EpilogueKernel {
         if (kFromZero || e.row_zero != nullptr) exact = F::sub(exact, offset);
         Float y = F::mul(F::to_float(exact), F::load(multiplier + v));
         if (e.row_scale != nullptr) y = F::mul(y, F::set(e.row_scale[m]));
-        if (e.bias != nullptr) y = F::add(y, F::load(bias + v));
+        y = F::add(y, F::load(bias + v));
         const int64_t left = count - v < kLanes ? count - v : kLanes;
         if (e.residual_type != sparseq::Element::none) y = F::add(y, residual(m, v, left));
         store(Functions<F>::choose(e.activation, [&](auto activation) { return activation(y); }), m, v, left);
@@ -109,9 +112,80 @@ struct EpilogueKernel {
     }
   }
 
- private:
   struct None {};
 
+ private:
+  // The constants of V neighbouring vectors of channels, from v on.
+  template <class R, int V>
+  struct Channels {
+    Int offset[V];
+    Float scale[V], add[V], residual_scale;
+    typename F::Offset residual_offset;
+
+    Channels(const EpilogueKernel& k, int64_t v)
+        : residual_scale(F::set(k.e.residual_scale)), residual_offset(k.e.residual_zero_point) {
+      unroll<V>([&](auto i) SPARSEQ_INLINE {
+        offset[i] = F::load_int(k.shift + v + i * kLanes);
+        scale[i] = F::load(k.multiplier + v + i * kLanes), add[i] = F::load(k.bias + v + i * kLanes);
+      });
+    }
+    // Of vector i of a row whose sums and residuals these are.
+    SPARSEQ_INLINE Float reals(const int32_t* acc, const R* from, auto i) const {
+      Int exact = F::load_int(acc + i * kLanes);
+      if (kFromZero) exact = F::sub(exact, offset[i]);
+      Float y = F::add(F::mul(F::to_float(exact), scale[i]), add[i]);
+      if constexpr (std::is_same_v<R, float>) y = F::add(y, F::load(from + i * kLanes));
+      if constexpr (std::is_same_v<R, uint8_t>)
+        y = F::add(y, F::mul(residual_offset(from + i * kLanes), residual_scale));
+      return y;
+    }
+  };
+
+ public:
+  // Whether Fours makes the outputs, of residuals R or without.
+  template <class R>
+  bool narrow() const {
+    const auto type = std::is_same_v<R, None> ? sparseq::Element::none : sparseq::Element::u8;
+    return common() && reach == Reach::narrow && e.residual_type == type && Clamp<F>::covers(e.activation);
+  }
+
+  // Four vectors of sums to bytes: V neighbouring ones, from channel v on, of 4 / V rows.
+  template <class R, int V>
+  class Fours {
+   public:
+    static constexpr int kRows = 4 / V;
+    struct Rows {
+      const int32_t* acc[kRows];
+      const R* from[kRows];  // residuals
+      uint8_t* to[kRows];
+    };
+    Fours(const EpilogueKernel& k, int64_t v)
+        : channels_(k, v), grid_(k.template grid<true>()), bytes_(bytes(k.e)) {}
+    SPARSEQ_INLINE void operator()(const Rows& rows) const {
+      Int n[4];
+      unroll<kRows>([&](auto r) SPARSEQ_INLINE {
+        unroll<V>([&](auto i) SPARSEQ_INLINE {
+          n[r * V + i] = F::round(grid_.quotient(channels_.reals(rows.acc[r], rows.from[r], i)));
+        });
+      });
+      bytes_.store(n, rows.to);
+    }
+
+   private:
+    static typename F::FourToBytes bytes(const sparseq::Epilogue& e) {
+      const bool relu6 = e.activation == sparseq::Activation::relu6;
+      const int32_t zero = e.output_zero_point, low = e.output_low, high = e.output_high;
+      const float six = relu6 ? __builtin_fminf(6.0f / e.output_scale, 255.0f) : 255.0f;
+      const int32_t top = zero + static_cast<int32_t>(__builtin_rintf(six));
+      return {zero, e.activation == sparseq::Activation::none || zero < low ? low : zero,
+              relu6 && top < high ? top : high};
+    }
+    Channels<R, V> channels_;
+    ByteGrid<F, true> grid_;
+    typename F::FourToBytes bytes_;
+  };
+
+ private:
   // What most layers are: constants in registers, nothing decided per vector.
   bool common() const {
     using sparseq::Element;
@@ -126,7 +200,7 @@ struct EpilogueKernel {
     if ((e.residual_type != Element::none && e.residual_type != Element::u8) || !ByteGrid<F>::takes(e.output_scale))
       return Reach::any;
     // The largest sum; no less than each part, so that a NaN or an infinity among them fails both comparisons.
-    const float most = 0x1p31f * largest(multiplier) + (e.bias == nullptr ? 0.0f : largest(bias)) +
+    const float most = 0x1p31f * largest(multiplier) + largest(bias) +
                        (e.residual_type == Element::none ? 0.0f : 0x1p9f * __builtin_fabsf(e.residual_scale));
     if (!(most < 0x1p60f)) return Reach::any;
     return kFours && e.output_type == Element::u8 && most < 0x1p30f * e.output_scale ? Reach::narrow : Reach::bounded;
@@ -180,62 +254,29 @@ struct EpilogueKernel {
   template <Reach kReach, class Y, class R, int V>
   void columns(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v,
                sparseq::Activation activation, Y* to, int64_t to_stride) const {
-    e.bias != nullptr ? columns<true, kReach, Y, R, V>(acc, stride, row0, row_count, v, activation, to, to_stride)
-                      : columns<false, kReach, Y, R, V>(acc, stride, row0, row_count, v, activation, to, to_stride);
-  }
-
-  template <bool kBias, Reach kReach, class Y, class R, int V>
-  void columns(const int32_t* acc, int64_t stride, int64_t row0, int64_t row_count, int64_t v,
-               sparseq::Activation activation, Y* to, int64_t to_stride) const {
-    Int offset[V];
-    Float scale[V], add[V];
-    unroll<V>([&](auto i) SPARSEQ_INLINE {
-      offset[i] = F::load_int(shift + v + i * kLanes);
-      scale[i] = F::load(multiplier + v + i * kLanes), add[i] = F::load(bias + v + i * kLanes);
-    });
-    const Clamp<F> clamp(activation);
-    auto output = grid<kReach != Reach::any>();
-    output.clamp(activation);
-    const Float residual_scale = F::set(e.residual_scale);
-    const typename F::Offset residual_offset(e.residual_zero_point);
-    const int64_t from_stride = e.residual_stride;  // a byte written might be one of e's
+    // Copied, since a byte written might be one of e's.
+    const int64_t from_stride = std::is_same_v<R, None> ? 0 : e.residual_stride;
     const auto* from = static_cast<const R*>(e.residual);
     if constexpr (!std::is_same_v<R, None>) from += row0 * from_stride + channel + v;
-    const auto reals = [&](int64_t row, auto i) SPARSEQ_INLINE {
-      Int exact = F::load_int(acc + row * stride + i * kLanes);
-      if (kFromZero) exact = F::sub(exact, offset[i]);
-      Float y = F::mul(F::to_float(exact), scale[i]);
-      if (kBias) y = F::add(y, add[i]);
-      if constexpr (std::is_same_v<R, float>) y = F::add(y, F::load(from + row * from_stride + i * kLanes));
-      if constexpr (std::is_same_v<R, uint8_t>) {
-        const Float q = residual_offset(from + row * from_stride + i * kLanes);
-        y = F::add(y, F::mul(q, residual_scale));
-      }
-      return y;
-    };
     if constexpr (kReach == Reach::narrow) {
-      const bool relu6 = activation == sparseq::Activation::relu6;
-      const int32_t zero = e.output_zero_point, low = e.output_low, high = e.output_high;
-      const float six = relu6 ? __builtin_fminf(6.0f / e.output_scale, 255.0f) : 255.0f;
-      const int32_t top = zero + static_cast<int32_t>(__builtin_rintf(six));
-      const typename F::FourToBytes bytes(zero, activation == sparseq::Activation::none || zero < low ? low : zero,
-                                          relu6 && top < high ? top : high);
-      constexpr int kRows = 4 / V;
-      for (int64_t row = 0; row < row_count; row += kRows) {
-        Int n[4];
-        uint8_t* rows[kRows];
-        unroll<kRows>([&](auto r) SPARSEQ_INLINE {
+      const Fours<R, V> fours(*this, v);
+      for (int64_t row = 0; row < row_count; row += Fours<R, V>::kRows) {
+        typename Fours<R, V>::Rows rows;
+        unroll<Fours<R, V>::kRows>([&](auto r) SPARSEQ_INLINE {
           const int64_t at = row + r < row_count ? row + r : row_count - 1;
-          rows[r] = to + at * to_stride;
-          unroll<V>([&](auto i) SPARSEQ_INLINE { n[r * V + i] = F::round(output.quotient(reals(at, i))); });
+          rows.acc[r] = acc + at * stride, rows.from[r] = from + at * from_stride, rows.to[r] = to + at * to_stride;
         });
-        bytes.store(n, rows);
+        fours(rows);
       }
       return;
     }
-    for (int64_t row = 0; row < row_count; ++row, to += to_stride) {
+    const Channels<R, V> channels(*this, v);
+    const Clamp<F> clamp(activation);
+    auto output = grid<kReach != Reach::any>();
+    output.clamp(activation);
+    for (int64_t row = 0; row < row_count; ++row, acc += stride, from += from_stride, to += to_stride) {
       Float y[V];
-      unroll<V>([&](auto i) SPARSEQ_INLINE { y[i] = reals(row, i); });
+      unroll<V>([&](auto i) SPARSEQ_INLINE { y[i] = channels.reals(acc, from, i); });
       if constexpr (std::is_same_v<Y, float>)
         unroll<V>([&](auto i) SPARSEQ_INLINE { F::store(to + i * kLanes, clamp(y[i])); });
       else if constexpr (V == 2)
