@@ -44,19 +44,21 @@ class AmxKernel {
     int64_t output;  // row of the first
   };
 
-  // How rows of sums become outputs: by the epilogue as it is,
+  // How rows of sums, [rows][32], become outputs: by the epilogue as it is, both panels' with the last one's,
   class Whole {
    public:
     // At once where the rest has Quick, by twos elsewhere.
     static constexpr int64_t kRows = Finish::kFours ? 2 * sparseq::amx::kRows : 2;
-    explicit Whole(const Finish& finish) : finish_(&finish) {}
-    void some(const int32_t* acc, int64_t row, int64_t rows) const { finish_->rows(acc, kWidth, row, rows); }
+    explicit Whole(const Finish* finish) : finish_(finish) {}
+    void some(const int32_t* acc, int64_t row, int64_t rows) const {
+      if (finish_ != nullptr) finish_->rows(acc, kGroup, row, rows);
+    }
     void whole(const Whole&, const int32_t* acc, int64_t row) const { some(acc, row, kRows); }
 
    private:
     const Finish* finish_;
   };
-  // or by constants that stay in registers while tiles are multiplied.
+  // or each panel's by constants that stay in registers while tiles are multiplied.
   template <class Residual>
   class Quick {
    public:
@@ -64,8 +66,8 @@ class AmxKernel {
     static constexpr int64_t kRows = Fours::kRows;
     static bool takes(const Finish& f) { return f.count == kWidth && f.template narrow<Residual>(); }
 
-    explicit Quick(const Finish& f)
-        : fours_(f, 0), to_(static_cast<uint8_t*>(f.e.output) + f.channel), to_stride_(f.e.output_stride) {
+    Quick(const Finish& f, int64_t panel)
+        : fours_(f, 0), panel_(panel * kWidth), to_(static_cast<uint8_t*>(f.e.output) + f.channel), to_stride_(f.e.output_stride) {
       if constexpr (std::is_same_v<Residual, uint8_t>)
         from_ = static_cast<const uint8_t*>(f.e.residual) + f.channel, from_stride_ = f.e.residual_stride;
     }
@@ -73,9 +75,9 @@ class AmxKernel {
     SPARSEQ_INLINE void whole(const Quick& there, const int32_t* acc, int64_t row) const {
       const int64_t from_stride = there.from_stride_, to_stride = there.to_stride_;
       typename Fours::Rows each;
-      each.acc[0] = acc, each.from[0] = there.from_ + row * from_stride, each.to[0] = there.to_ + row * to_stride;
+      each.acc[0] = acc + there.panel_, each.from[0] = there.from_ + row * from_stride, each.to[0] = there.to_ + row * to_stride;
       unroll<kRows - 1>([&](auto r) SPARSEQ_INLINE {
-        each.acc[r + 1] = each.acc[r] + kWidth;
+        each.acc[r + 1] = each.acc[r] + kGroup;
         each.from[r + 1] = each.from[r] + from_stride, each.to[r + 1] = each.to[r] + to_stride;
       });
       fours_(each);
@@ -84,7 +86,7 @@ class AmxKernel {
       typename Fours::Rows each;
       unroll<kRows>([&](auto r) SPARSEQ_INLINE {
         const int64_t on = smaller(r, rows - 1);
-        each.acc[r] = acc + on * kWidth;
+        each.acc[r] = acc + panel_ + on * kGroup;
         each.from[r] = from_ + (row + on) * from_stride_, each.to[r] = to_ + (row + on) * to_stride_;
       });
       fours_(each);
@@ -92,6 +94,7 @@ class AmxKernel {
 
    private:
     Fours fours_;
+    int64_t panel_;  // its first channel
     uint8_t* to_;
     const Residual* from_ = nullptr;
     int64_t to_stride_, from_stride_ = 0;
@@ -121,7 +124,7 @@ class AmxKernel {
     SPARSEQ_INLINE void some(const Outputs& outputs, const Outputs& there) {
       if (whole_ > 0) {
         outputs.whole(there, acc_, row_);
-        --whole_, acc_ += kRowsAtOnce * kWidth, row_ += kRowsAtOnce;
+        --whole_, acc_ += kRowsAtOnce * kGroup, row_ += kRowsAtOnce;
       } else if (any()) {
         rest(there);
       }
@@ -141,7 +144,7 @@ class AmxKernel {
     template <class Outputs>
     __attribute__((noinline)) void rest(const Outputs& outputs) {
       if (part_ > 0) outputs.some(acc_, row_, part_);
-      acc_ += (part_ + skip_) * kWidth, row_ += part_;
+      acc_ += (part_ + skip_) * kGroup, row_ += part_;
       line(pitch_, width_);
     }
     const int32_t* acc_ = nullptr;
@@ -209,12 +212,12 @@ class AmxKernel {
   }
   template <int T, bool kTwo>
   SPARSEQ_INLINE static void store(int32_t* acc, int64_t apart) {
-    AmxTiles::store<T>(acc, 4 * kWidth);
-    if (kTwo) AmxTiles::store<T + 1>(acc + apart, 4 * kWidth);
+    AmxTiles::store<T>(acc, 4 * kGroup);
+    if (kTwo) AmxTiles::store<T + 1>(acc + apart, 4 * kGroup);
   }
 
-  // The sums of a panel's channels, [rows][16], and of a tile's rows or two tiles'; beside them the other panel's that
-  // are pending become outputs.
+  // The sums of a panel's channels and of a tile's rows or two tiles'; beside them the other panel's that are pending
+  // become outputs.
   template <bool kTwo, class Outputs, class Ahead>
   static void multiply(const Operands& o, int64_t panel, int32_t* acc, int64_t apart, Pending<Outputs::kRows>& pending,
                        const Outputs& there, Ahead& ahead) {
@@ -238,7 +241,7 @@ class AmxKernel {
 
   // Those of both panels.
   template <bool kTwo, class Outputs, class Ahead>
-  static void multiply_both(const Operands& o, int32_t* acc0, int32_t* acc1, int64_t apart, Queue<Outputs>& pending,
+  static void multiply_both(const Operands& o, int32_t* acc, int64_t apart, Queue<Outputs>& pending,
                             const Outputs (&there)[kPanels], Ahead& ahead) {
     using T = AmxTiles;
     const Outputs outputs0 = there[0], outputs1 = there[1];
@@ -257,7 +260,7 @@ class AmxKernel {
       ahead.some();
       pending[1].some(outputs1, there[1]);
     }
-    store<0, kTwo>(acc0, apart), store<2, kTwo>(acc1, apart);
+    store<0, kTwo>(acc, apart), store<2, kTwo>(acc + kWidth, apart);
     pending[0].all(there[0]), pending[1].all(there[1]);
   }
 
@@ -277,8 +280,8 @@ class AmxKernel {
       T::load<4>(row + at[2] * o.stride, o.stride), T::dot<2, 4, 6>();
       T::load<4>(row + at[3] * o.stride, o.stride), T::dot<3, 4, 6>();
     }
-    T::store<0>(acc + at[0] * kWidth, 4 * kWidth), T::store<1>(acc + at[1] * kWidth, 4 * kWidth);
-    T::store<2>(acc + at[2] * kWidth, 4 * kWidth), T::store<3>(acc + at[3] * kWidth, 4 * kWidth);
+    T::store<0>(acc + at[0] * kGroup, 4 * kGroup), T::store<1>(acc + at[1] * kGroup, 4 * kGroup);
+    T::store<2>(acc + at[2] * kGroup, 4 * kGroup), T::store<3>(acc + at[3] * kGroup, 4 * kGroup);
     pending.all(there);
   }
 
@@ -297,14 +300,13 @@ class AmxKernel {
         steps_(w.shape.taps * w.tap_steps(block_inputs_)),
         frame_bytes_(frame_.copied ? frame_.bytes(plan.row_block) : 0),
         image_bytes_(frame_.remainders * frame_bytes_) {
-    const int64_t panels = dense_ ? 0 : tall_ ? kRing * inputs_ * kWidth : kPanels * steps_ * inputs_ * kWidth, acc = (kLead + kTallRows) * kWidth * 4;
+    const int64_t panels = dense_ ? 0 : tall_ ? kRing * inputs_ * kWidth : kPanels * steps_ * inputs_ * kWidth, acc = (kLead + kTallRows) * kGroup * 4;
     const int64_t frames = plan.amx * image_bytes_, offsets = (steps_ * 8 + 63) / 64 * 64;
-    uint8_t* at = sparseq::thread_scratch(static_cast<std::size_t>(frames + 2 * panels + 4 * acc + offsets));
+    uint8_t* at = sparseq::thread_scratch(static_cast<std::size_t>(frames + 2 * panels + 2 * acc + offsets));
     const auto part = [&](int64_t size) { return std::exchange(at, at + size); };
     frames_ = part(frames);
     for (auto& e : expanded_) e = part(panels);
-    for (auto& turn : acc_)
-      for (auto& a : turn) a = reinterpret_cast<int32_t*>(part(acc)) + kLead * kWidth;
+    for (auto& a : acc_) a = reinterpret_cast<int32_t*>(part(acc)) + kLead * kGroup;
     offsets_ = reinterpret_cast<int64_t*>(part(offsets));
     set_offsets();
   }
@@ -352,11 +354,11 @@ class AmxKernel {
 
     const int64_t channel = channel_group * kGroup, channels = smaller(kGroup, w_.shape.out_channels - channel);
     const int64_t panels = (channels + kWidth - 1) / kWidth;
-    const auto finish = [&](int64_t p) {
-      return Finish(epilogue_, w_.weight_sum, group * w_.shape.out_channels + channel + p * kWidth,
-                    smaller(kWidth, channels - p * kWidth));
+    const auto finish = [&](int64_t from, int64_t count) {
+      return Finish(epilogue_, w_.weight_sum, group * w_.shape.out_channels + channel + from,
+                    smaller(count, channels - from));
     };
-    const Finish finishes[] = {finish(0), finish(panels - 1)};
+    const Finish finishes[] = {finish(0, kWidth), finish((panels - 1) * kWidth, kWidth)};
     const int64_t panel = (group * channel_groups + channel_group) * kPanels;
     const auto stored = [&](int64_t p) { return w_.data + w_.chunk[p * w_.chunks].data; };
     Operands o{{}, {}, inputs_ * kWidth, steps_, panels, offsets_, nullptr, nullptr, 0};
@@ -405,7 +407,12 @@ class AmxKernel {
         }
       for (int64_t p = 0; p < panels; ++p) pending[p].all(outputs[p]);
     };
-    with_outputs(finishes, [&](const auto& outputs) { dense_ ? all(outputs, fetch) : all(outputs, expand); });
+    const auto with = [&]<class Outputs>(const Outputs(&outputs)[kPanels]) {
+      dense_ ? all(outputs, fetch) : all(outputs, expand);
+    };
+    if (with_quick(finishes, with)) return;
+    const Finish whole = finish(0, kGroup);
+    with({Whole(panels > 1 ? nullptr : &whole), Whole(&whole)});
   }
 
   // 2:4 weights made dense: those that the item before prepared, or all at once.
@@ -425,19 +432,17 @@ class AmxKernel {
     ahead_to_ = expanded_[turned_ ^ 1];
   }
 
-  // f(outputs of either panel)
+  // f(how either panel's outputs are made), where Quick makes them.
   template <class G>
-  static void with_outputs(const Finish (&f)[kPanels], G g) {
-    const auto by = [&]<class Outputs>() {
-      const Outputs outputs[] = {Outputs(f[0]), Outputs(f[1])};
+  static bool with_quick(const Finish (&f)[kPanels], G g) {
+    const auto by = [&]<class Residual>(Residual) {
+      if (!Quick<Residual>::takes(f[0]) || !Quick<Residual>::takes(f[1])) return false;
+      const Quick<Residual> outputs[] = {Quick<Residual>(f[0], 0), Quick<Residual>(f[1], 1)};
       g(outputs);
+      return true;
     };
-    if constexpr (Finish::kFours) {
-      using None = typename Finish::None;
-      if (Quick<None>::takes(f[0]) && Quick<None>::takes(f[1])) return by.template operator()<Quick<None>>();
-      if (Quick<uint8_t>::takes(f[0]) && Quick<uint8_t>::takes(f[1])) return by.template operator()<Quick<uint8_t>>();
-    }
-    by.template operator()<Whole>();
+    if constexpr (Finish::kFours) return by(typename Finish::None{}) || by(uint8_t{});
+    return false;
   }
 
   template <class Outputs, class Ahead>
@@ -451,18 +456,18 @@ class AmxKernel {
       const int64_t from = two || frame_.copied ? 0 : some - kRows, second = frame_.copied ? kRows : some - kRows;
       o.first = run.row + (r + from) * run.stride, o.second = run.row + (r + second) * run.stride;
       o.stride = run.stride;
-      const auto& acc = acc_[turn_ ^= 1];
-      const int64_t lead = from * kWidth, apart = second * kWidth;
+      int32_t* acc = acc_[turn_ ^= 1];
+      const int64_t lead = from * kGroup, apart = second * kGroup;
       if (both)
         (two ? multiply_both<true, Outputs, Ahead> : multiply_both<false, Outputs, Ahead>)(
-            o, acc[0] + lead, acc[1] + lead, apart, pending, outputs, ahead);
+            o, acc + lead, apart, pending, outputs, ahead);
       for (int64_t p = 0; p < o.panels; ++p) {
         const int64_t before = p > 0 ? 0 : o.panels - 1;
         if (!both)
           (two ? multiply<true, Outputs, Ahead> : multiply<false, Outputs, Ahead>)(
-              o, p, acc[p] + lead, apart, pending[before], outputs[before], ahead);
-        pending[p] = Pending<Outputs::kRows>(run, r, some, acc[p]);
-        Pending<Fetch::kRows>(run, r, some, acc[p]).all(Fetch{finishes[p]});
+              o, p, acc + lead + p * kWidth, apart, pending[before], outputs[before], ahead);
+        pending[p] = Pending<Outputs::kRows>(run, r, some, acc);
+        Pending<Fetch::kRows>(run, r, some, acc).all(Fetch{finishes[p]});
       }
     }
   }
@@ -473,10 +478,10 @@ class AmxKernel {
     int64_t at[4];
     for (int64_t t = 0; t < 4; ++t) at[t] = frame_.copied ? t * kRows : smaller(t * kRows, run.rows - kRows);
     o.first = run.row, o.stride = run.stride;
+    int32_t* acc = acc_[turn_ ^= 1];
     for (int64_t p = 0; p < o.panels; ++p) {
       const int64_t before = p > 0 ? 0 : o.panels - 1;
-      int32_t* acc = acc_[turn_ ^= 1][p];
-      multiply_tall(o, p, at, acc, pending[before], outputs[before],
+      multiply_tall(o, p, at, acc + p * kWidth, pending[before], outputs[before],
                     Made(Expansion24(w_, panel + p, 1), expanded_[0], o.weight_step));
       pending[p] = Pending<Outputs::kRows>(run, 0, run.rows, acc);
       Pending<Fetch::kRows>(run, 0, run.rows, acc).all(Fetch{finishes[p]});
@@ -533,7 +538,7 @@ class AmxKernel {
   int64_t expanded_panel_ = -1, ahead_panel_ = -1;
   Expansion24 ahead_;
   uint8_t* ahead_to_ = nullptr;
-  int32_t* acc_[2][kPanels];  // of a pair of tiles, the one after it, ...
+  int32_t* acc_[2];  // of a pair of tiles' rows, in turns
   int64_t* offsets_;
   int64_t copied_ = -1;  // the block in the frames
   int turn_ = 0;
