@@ -291,7 +291,7 @@ class AmxKernel {
         input_(input),
         epilogue_(epilogue),
         plan_(plan),
-        frame_(sparseq::amx::frame(w.shape, input.conv, plan.rows)),
+        frame_(sparseq::amx::frame(w.shape, input.conv, plan.rows - plan.start)),
         dense_(w.kind == sparseq::WeightKind::dense),
         tall_(is_tall(w, input, plan, frame_)),
         few_(AmxTiles::shared()),
@@ -345,7 +345,9 @@ class AmxKernel {
     const sparseq::ConvShape* conv = input_.conv;
     const int64_t lines = conv ? conv->out_height : plan_.rows,
                   of_image = (lines + plan_.row_block - 1) / plan_.row_block;
-    const int64_t image = rows / of_image * plan_.amx, first = rows % of_image * plan_.row_block;
+    const int64_t line = conv ? plan_.start / conv->out_width : plan_.start;  // the first
+    const int64_t image = rows / of_image * plan_.amx + (conv ? line / lines : 0);
+    const int64_t first = rows % of_image * plan_.row_block + (conv ? line % lines : line);
     const int64_t images = conv ? smaller(plan_.amx, conv->batch - image) : 1;
     const int64_t count = smaller(plan_.row_block, lines - first);
     const uint8_t* source = input_.data + group * w_.shape.in_channels;
@@ -392,9 +394,9 @@ class AmxKernel {
     const auto all = [&]<class Outputs>(const Outputs(&outputs)[kPanels], auto& ahead) {
       Queue<Outputs> pending;
       for (int64_t i = 0; i < images; ++i)
-        for (int64_t line = 0; line < runs; ++line) {
+        for (int64_t at = 0; at < runs; ++at) {
           if (conv) {
-            const int64_t y = first + line;
+            const int64_t y = first + at;
             run.output = ((image + i) * conv->out_height + y) * conv->out_width;
             run.row = by_line
                           ? source + ((image + i) * conv->height + y * conv->stride_height) * line_pixels() * input_.stride

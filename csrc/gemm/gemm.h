@@ -39,7 +39,7 @@ struct Input {
 
 struct WorkPlan {
   int64_t rows = 0;
-  int64_t start = 0;      // the first row, of plans that are neither Winograd's nor AMX's
+  int64_t start = 0;      // the first row, not of Winograd's; of AMX's the first of a line, and all in one image
   int64_t row_block = 0;  // rows per work item; their activations stay in L2
   int64_t row_blocks = 0;
   int64_t items = 0;  // item = (row block, conv group, group of output channels)
@@ -51,8 +51,9 @@ struct WorkPlan {
 // What so many turns of each thread take; the others wait for the slowest one: cores are often shared.
 inline double turns_taken(int64_t turns, int threads) { return static_cast<double>(turns) + (threads > 1 ? 0.12 : 0); }
 
-// conv: of the input, or null
-WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, const CacheSizes& caches, int threads);
+// conv: of the input, or null. any_rows: blocks may begin and end at any row, not only at a line's.
+WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, const CacheSizes& caches, int threads,
+                   bool any_rows = false);
 
 // What becomes prepared rows. Floats are quantised, q = clamp(rne(x / scale) + zero_point, low, high) with
 // NaN -> zero_point (section 4 of the design); bytes are copied. Signed values are stored + 128.

@@ -12,12 +12,15 @@ constexpr double kShared = 1.02;  // times as long where threads share blocks, o
 
 }  // namespace
 
-WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, const CacheSizes& caches, int threads) {
+WorkPlan plan_work(const Tiles& weight, const ConvShape* conv, int64_t rows, const CacheSizes& caches, int threads,
+                   bool any_rows) {
   WorkPlan plan;
   plan.rows = rows;
   if (rows == 0 || weight.shape.out_channels == 0) return plan;
-  if (const auto found = winograd::plan(weight, conv, caches, threads)) return *found;
-  if (const auto found = amx::plan(weight, conv, rows, caches, threads)) return *found;
+  if (!any_rows) {
+    if (const auto found = winograd::plan(weight, conv, caches, threads)) return *found;
+    if (const auto found = amx::plan(weight, conv, rows, caches, threads)) return *found;
+  }
   const int64_t tile = weight.tile_rows();
   const int64_t depth = std::max<int64_t>(1, weight.shape.taps * weight.shape.in_channels);
   const int64_t channels = weight.shape.groups * weight.channel_groups();

@@ -62,7 +62,7 @@ class Plan::Builder {
   Place place(int32_t value) const { return layout_.homes[size_t(value)].place; }
 
   // Convolutions of single pixels whose float32 outputs another one adds, and nobody else wants: in memory they would
-  // be four times what they are made of (ResNet's downsampling). AMX, whose items are lines, makes them whole.
+  // be four times what they are made of (ResNet's downsampling).
   void find_within() {
     std::vector<int> users(size_t(program_.values()));
     for (const Instruction& i : program_.instructions)
@@ -71,7 +71,7 @@ class Plan::Builder {
     within_.assign(users.size(), -1);
     for (size_t n = 0; n < program_.instructions.size(); ++n) {
       const Instruction& i = program_.instructions[n];
-      if (i.op != Op::conv || i.inputs.size() < 2 || i.groups != 1 || isa_ == Isa::amx_int8) continue;
+      if (i.op != Op::conv || i.inputs.size() < 2 || i.groups != 1) continue;
       const Instruction* made = program_.maker(i.inputs[1]);
       if (made == nullptr || made->op != Op::conv || made->inputs.size() > 1 || made->grid || made->groups != 1)
         continue;

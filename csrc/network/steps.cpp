@@ -150,7 +150,11 @@ void ConvStep::divide() {
   }
   plan_ = plan_work(weight.tiles, pointwise ? nullptr : &conv, pixels, gemm::cache_sizes(), int(threads));
   double all = nanoseconds();
-  for (const ConvStep& step : added) all += step.nanoseconds();
+  for (ConvStep& step : added) {
+    if (plan_.amx == 0 && step.plan_.amx != 0)  // this one's blocks may begin anywhere in a line
+      step.plan_ = plan_work((**step.tiles_).tiles, step.input.conv, pixels, gemm::cache_sizes(), int(threads), true);
+    all += step.nanoseconds();
+  }
   share = network::share(plan_.items, all / double(std::max<int64_t>(1, plan_.items)), threads);
   if (share.most == 1) return;
   const bool apart = plan_.winograd || plan_.amx;  // each claim transforms or copies its inputs
@@ -186,29 +190,53 @@ void ConvStep::add_and_run(int64_t begin, int64_t end) const {
   const int64_t channel = begin % of_block * width / group * group;
   const int64_t channels =
       std::min(((begin % of_block + end - begin) * width + group - 1) / group * group, outputs) - channel;
-  const auto first_row = [&](int64_t n) {
-    const int64_t at = n * plan_.row_block;
-    return std::min(plan_.winograd ? winograd::first_row(conv, plan_.winograd, at) : at, plan_.rows);
-  };
   WorkPlan plan = added[0].plan_;
-  plan.start = first_row(block), plan.rows = first_row(block + 1);
-  plan.row_blocks = (plan.rows - plan.start + plan.row_block - 1) / plan.row_block;
+  auto [first, last] = rows_of(block);
+  if (plan.amx && !added[0].pointwise) {  // whole lines
+    first -= first % conv.out_width;
+    last += (conv.out_width - last % conv.out_width) % conv.out_width;
+  }
 
   thread_local AlignedBytes sums;
-  const auto size = size_t((plan.rows - plan.start) * channels) * sizeof(float);
+  const auto size = size_t((last - first) * channels) * sizeof(float);
   if (sums.size() < size) sums = AlignedBytes(size);
   Epilogue parted = added[0].epilogue, own = epilogue;
   // Where row 0 and channel 0 would be; kernels add theirs to it.
   parted.output = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(sums.data()) -
-                                          sizeof(float) * uintptr_t(plan.start * channels + channel));
+                                          sizeof(float) * uintptr_t(first * channels + channel));
   parted.output_stride = channels;
   own.residual = parted.output, own.residual_stride = channels;
 
   const sparseq::Kernels& kernel = gemm::kernels(isa);
-  for (int64_t rows = 0; rows < plan.row_blocks; ++rows)
-    kernel.run(of_added, added[0].input, parted, plan, rows * groups + channel / group,
-               rows * groups + (channel + channels + group - 1) / group);
+  const auto run = [&](int64_t from, int64_t to) {
+    plan.start = from, plan.rows = to;
+    if (plan.amx) plan.amx = 1, plan.row_block = (to - from) / (added[0].pointwise ? 1 : conv.out_width);
+    const int64_t blocks = plan.amx ? 1 : (to - from + plan.row_block - 1) / plan.row_block;
+    for (int64_t at = 0; at < blocks; ++at)
+      kernel.run(of_added, added[0].input, parted, plan, at * groups + channel / group,
+                 at * groups + (channel + channels + group - 1) / group);
+  };
+  const int64_t image = conv.out_height * conv.out_width;
+  if (plan.amx)  // of one image at a time
+    for (int64_t from = first, to; from < last; from = to) run(from, to = std::min(last, (from / image + 1) * image));
+  else
+    run(first, last);
   kernel.run(tiles, input, own, plan_, begin, end);
+}
+
+// A block's first row, and the one behind its last.
+std::pair<int64_t, int64_t> ConvStep::rows_of(int64_t block) const {
+  if (plan_.amx && !pointwise) {
+    const int64_t lines = conv.out_height, of_image = (lines + plan_.row_block - 1) / plan_.row_block;
+    const int64_t image = block / of_image * plan_.amx, line = block % of_image * plan_.row_block;
+    const int64_t images = std::min(plan_.amx, conv.batch - image), end = std::min(line + plan_.row_block, lines);
+    return {(image * lines + line) * conv.out_width, ((image + images - 1) * lines + end) * conv.out_width};
+  }
+  const auto first = [&](int64_t n) {
+    const int64_t at = n * plan_.row_block;
+    return std::min(plan_.winograd ? winograd::first_row(conv, plan_.winograd, at) : at, plan_.rows);
+  };
+  return {first(block), first(block + 1)};
 }
 
 }  // namespace sparseq::network

@@ -8,6 +8,7 @@
 #include <array>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -152,6 +153,7 @@ struct ConvStep {
   void divide();
   double nanoseconds() const;
   void add_and_run(int64_t begin, int64_t end) const;
+  std::pair<int64_t, int64_t> rows_of(int64_t block) const;
   std::optional<gemm::TilesFor> tiles_;  // of the last call, which most calls' are
   const void* tiles_at_ = nullptr;
   gemm::TileHeader header_{};
