@@ -84,12 +84,13 @@ struct PoolKernel {
     }
   }
 
+  // Bounded: of floats by infinities.
   template <int W, class T>
-  static void max_of(const Window<T>& window, T* to) {
+  static void max_of(const Window<T>& window, T low, T high, T* to) {
     using L = Lanes<T, W>;
     typename L::Vec most[L::kCount];
 #pragma GCC unroll 8
-    for (auto& m : most) m = typename L::Vec{} + (std::is_same_v<T, float> ? T(-__builtin_inff()) : T(0));
+    for (auto& m : most) m = typename L::Vec{} + low;
     window.each([&](const T* p) {
 #pragma GCC unroll 8
       for (int k = 0; k < L::kCount; ++k) {
@@ -101,6 +102,11 @@ struct PoolKernel {
           most[k] = v > most[k] ? v : most[k];
       }
     });
+    if constexpr (!std::is_same_v<T, float>) {
+      const typename L::Vec bound = typename L::Vec{} + high;
+#pragma GCC unroll 8
+      for (auto& m : most) m = m > bound ? bound : m;
+    }
     put<L>(most, to);
   }
 
@@ -163,16 +169,13 @@ struct PoolKernel {
 
     template <int W>
     void run(const Window<X>& window, int64_t, Y* to) const {
-      alignas(64) X most[W < kLanes ? kLanes : W] = {};
-      max_of<W>(window, most);
       const bool empty = window.rows == 0 || window.columns == 0;  // small images under wide dilation: -inf
       if constexpr (std::is_same_v<X, uint8_t> && std::is_same_v<Y, uint8_t>) {
-        if (as_is && !empty) {
-          for (int i = 0; i < W; ++i) most[i] = most[i] < low ? low : most[i] > high ? high : most[i];
-          std::memcpy(to, most, W);
-          return;
-        }
+        if (as_is && !empty) return max_of<W>(window, low, high, to);
       }
+      constexpr X least = std::is_same_v<X, float> ? X(-__builtin_inff()) : X(0), greatest = X(255);
+      alignas(64) X most[W < kLanes ? kLanes : W] = {};
+      max_of<W>(window, least, greatest, most);
       write<W>(writer, to, [&](int c) { return empty ? F::set(-__builtin_inff()) : reader.load(most + c, Whole{}); });
     }
   };
