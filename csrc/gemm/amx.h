@@ -1,8 +1,8 @@
-// Matrix products on AMX: 32 rows by 32 channels in tile registers over all inputs. A tile's rows of activations lie at
-// one distance from each other. The output pixels of a line do; and so do all those of a block of lines where the lines
-// of inputs are copied into a frame, with the padding, behind each other: the sums of the rows between a line's last
-// output and the next line's first are computed in vain (7 x 7 outputs of 3 x 3 taps: 12 of 61). With a stride down of
-// s a frame has every s-th line, one behind the other for each remainder. No torch here.
+// Matrix products on AMX: 32 rows by 32 channels, or 16, in tile registers over all inputs. A tile's rows of
+// activations lie at one distance from each other. The output pixels of a line do; and so do all those of a block of
+// lines where the lines of inputs are copied into a frame, with the padding, behind each other: the sums of the rows
+// between a line's last output and the next line's first are computed in vain (7 x 7 outputs of 3 x 3 taps: 12 of 61).
+// With a stride down of s a frame has every s-th line, one behind the other for each remainder. No torch here.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -14,6 +14,8 @@ namespace sparseq::amx {
 constexpr int64_t kInputs = 64;  // of a tile
 constexpr int64_t kRows = 16;    // of a tile
 constexpr int64_t kGroup = 32;   // output channels of a work item
+constexpr int64_t kWidth = 16;   // of a tile, and of a panel
+constexpr int64_t kPanels = kGroup / kWidth;
 
 // How a block's rows are read.
 struct Frame {

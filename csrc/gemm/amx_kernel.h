@@ -1,23 +1,19 @@
 // The kernel of amx.h: 32 rows by 32 channels at a time, or by each 16 of them where few tile registers are better
-// (amx_tiles.h). 2:4 weights are made dense beside it for the next item; for 33 to 64 rows in all, which wait for weights,
-// step by step in L1, and multiplied by all rows then. What sums they make become outputs while the next are made, a few rows
-// after each step: vectors run beside tile products as long as both fit the core's queues together, which a whole
-// epilogue does not.
+// (amx_tiles.h). 2:4 weights are made dense beside it for the next item; for 33 to 64 rows in all, which wait for
+// weights, step by step in L1, and multiplied by all rows then. What sums they make become outputs while the next are
+// made, a few rows after each step: vectors run beside tile products as long as both fit the core's queues together,
+// which a whole epilogue does not.
 #pragma once
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
-#include "../core/amx_tiles.h"
-#include "amx.h"
-#include "dense24_avx512.h"
-#include "epilogue_kernel.h"
-#include "row_pointers.h"
+#include "amx_products.h"
 
 namespace {
 
 template <class FloatTrait>
-class AmxKernel {
+class AmxKernel : AmxProducts<FloatTrait> {
  public:
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
                   const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
@@ -28,262 +24,16 @@ class AmxKernel {
   }
 
  private:
-  using Finish = EpilogueKernel<FloatTrait, false>;
-  static constexpr int64_t kRows = sparseq::amx::kRows, kGroup = sparseq::amx::kGroup, kWidth = kGroup / 2;
-  static constexpr int64_t kLead = kRows;  // rows before a pair's sums: a short last tile begins there
-  static constexpr int64_t kPanels = kGroup / kWidth;
-  static constexpr int64_t kTallRows = 4 * kRows, kRing = 8;  // steps whose 2:4 weights are dense at a time
-  static constexpr unsigned kAll = 0xff, kFew = 0b01010011, kTall = 0b01011111;  // tile registers
-
-  // Rows at equal distances, of which some are outputs: of every `pitch` the first `width`.
-  struct Run {
-    const uint8_t* row;
-    int64_t stride;  // bytes
-    int64_t rows;
-    int64_t pitch, width;
-    int64_t output;  // row of the first
-  };
-
-  // How rows of sums, [rows][32], become outputs: by the epilogue as it is, both panels' with the last one's,
-  class Whole {
-   public:
-    // At once where the rest has Quick, by twos elsewhere.
-    static constexpr int64_t kRows = Finish::kFours ? 2 * sparseq::amx::kRows : 2;
-    explicit Whole(const Finish* finish) : finish_(finish) {}
-    void some(const int32_t* acc, int64_t row, int64_t rows) const {
-      if (finish_ != nullptr) finish_->rows(acc, kGroup, row, rows);
-    }
-    void whole(const Whole&, const int32_t* acc, int64_t row) const { some(acc, row, kRows); }
-
-   private:
-    const Finish* finish_;
-  };
-  // or each panel's by constants that stay in registers while tiles are multiplied.
-  template <class Residual>
-  class Quick {
-   public:
-    using Fours = typename Finish::template Fours<Residual, 1>;
-    static constexpr int64_t kRows = Fours::kRows;
-    static bool takes(const Finish& f) { return f.count == kWidth && f.template narrow<Residual>(); }
-
-    Quick(const Finish& f, int64_t panel)
-        : fours_(f, 0), panel_(panel * kWidth), to_(static_cast<uint8_t*>(f.e.output) + f.channel), to_stride_(f.e.output_stride) {
-      if constexpr (std::is_same_v<Residual, uint8_t>)
-        from_ = static_cast<const uint8_t*>(f.e.residual) + f.channel, from_stride_ = f.e.residual_stride;
-    }
-    // there: the same in memory, where what is no vector may stay.
-    SPARSEQ_INLINE void whole(const Quick& there, const int32_t* acc, int64_t row) const {
-      const int64_t from_stride = there.from_stride_, to_stride = there.to_stride_;
-      typename Fours::Rows each;
-      each.acc[0] = acc + there.panel_, each.from[0] = there.from_ + row * from_stride, each.to[0] = there.to_ + row * to_stride;
-      unroll<kRows - 1>([&](auto r) SPARSEQ_INLINE {
-        each.acc[r + 1] = each.acc[r] + kGroup;
-        each.from[r + 1] = each.from[r] + from_stride, each.to[r + 1] = each.to[r] + to_stride;
-      });
-      fours_(each);
-    }
-    void some(const int32_t* acc, int64_t row, int64_t rows) const {  // behind the last the last once more
-      typename Fours::Rows each;
-      unroll<kRows>([&](auto r) SPARSEQ_INLINE {
-        const int64_t on = smaller(r, rows - 1);
-        each.acc[r] = acc + panel_ + on * kGroup;
-        each.from[r] = from_ + (row + on) * from_stride_, each.to[r] = to_ + (row + on) * to_stride_;
-      });
-      fours_(each);
-    }
-
-   private:
-    Fours fours_;
-    int64_t panel_;  // its first channel
-    uint8_t* to_;
-    const Residual* from_ = nullptr;
-    int64_t to_stride_, from_stride_ = 0;
-  };
-  // or not yet: lines that will be read and written.
-  struct Fetch {
-    static constexpr int64_t kRows = 2 * sparseq::amx::kRows;
-    const Finish& finish;
-    void some(const int32_t*, int64_t row, int64_t rows) const { finish.fetch(row, rows); }
-    void whole(const Fetch&, const int32_t* acc, int64_t row) const { some(acc, row, kRows); }
-  };
-
-  // Sums of some rows of a run that are no outputs yet, by line.
+  using Base = AmxProducts<FloatTrait>;
+  using Base::kGroup, Base::kPanels, Base::kRing, Base::kRows, Base::kWidth, Base::kAll, Base::kFew, Base::kTall;
+  using typename Base::Expand, typename Base::Fetch, typename Base::Finish, typename Base::Lines, typename Base::Made;
+  using typename Base::Operands, typename Base::Run, typename Base::Whole;
+  template <class Outputs>
+  using Queue = typename Base::template Queue<Outputs>;
   template <int64_t kRowsAtOnce>
-  class Pending {
-   public:
-    Pending() = default;
-    Pending(const Run& run, int64_t first, int64_t rows, const int32_t* acc)
-        : acc_(acc), rows_(rows), pitch_(run.pitch), width_(run.width) {
-      const int64_t column = first % pitch_, outputs = width_ - column;
-      row_ = run.output + first / pitch_ * width_ + column;
-      line(pitch_ - column, outputs < 0 ? 0 : outputs);
-      if (outputs < 0) row_ += outputs;
-    }
-    bool any() const { return whole_ + part_ + rows_ > 0; }
-    template <class Outputs>
-    SPARSEQ_INLINE void some(const Outputs& outputs, const Outputs& there) {
-      if (whole_ > 0) {
-        outputs.whole(there, acc_, row_);
-        --whole_, acc_ += kRowsAtOnce * kGroup, row_ += kRowsAtOnce;
-      } else if (any()) {
-        rest(there);
-      }
-    }
-    template <class Outputs>
-    void all(const Outputs& outputs) {
-      while (any()) some(outputs, outputs);
-    }
-
-   private:
-    // The next of the rows, up to the line's end, and those among them that are outputs.
-    void line(int64_t rows, int64_t outputs) {
-      rows = smaller(rows, rows_), outputs = smaller(outputs, rows);
-      rows_ -= rows, skip_ = rows - outputs;
-      whole_ = static_cast<int32_t>(outputs / kRowsAtOnce), part_ = static_cast<int32_t>(outputs % kRowsAtOnce);
-    }
-    template <class Outputs>
-    __attribute__((noinline)) void rest(const Outputs& outputs) {
-      if (part_ > 0) outputs.some(acc_, row_, part_);
-      acc_ += (part_ + skip_) * kGroup, row_ += part_;
-      line(pitch_, width_);
-    }
-    const int32_t* acc_ = nullptr;
-    int64_t row_ = 0;                           // of outputs
-    int32_t whole_ = 0, part_ = 0;              // of this line: kRowsAtOnce of them, as often; and then so many
-    int64_t skip_ = 0;                          // and then rows that are none
-    int64_t rows_ = 0, pitch_ = 0, width_ = 0;  // behind this line
-  };
-
-  // A work item.
-  struct Operands {
-    const uint8_t* weights[kPanels];  // [inputs / 4][16][4]
-    const int32_t* starts[kPanels];   // of the sums, [16]; null: 0
-    int64_t weight_step, steps, panels;
-    const int64_t* offsets;   // of rows, to their inputs for each step
-    const uint8_t *first, *second;  // rows of the tiles
-    int64_t stride;
-  };
-  // What each step does for the weights that will be wanted next: fetches some of their lines,
-  struct Lines {
-    const uint8_t* next;
-    int64_t each;
-    SPARSEQ_INLINE void some() {
-      for (int64_t line = 0; line < each; ++line, next += 64) __builtin_prefetch(next, 0, 2);
-    }
-  };
-  // or makes some 2:4 ones dense.
-  struct Expand {
-    Expansion24& next;
-    uint8_t*& to;
-    int64_t each;
-    SPARSEQ_INLINE void some() {
-      for (int64_t part = 0; part < each && next.any(); ++part) to = next.some(to);
-    }
-  };
-  // A panel's, 2:4, step after step, made dense in a ring just before.
-  struct Made {
-    Expansion24 rest;
-    uint8_t *ring, *to;
-    int64_t step, made = 0, read = 0;
-    Made(Expansion24 all, uint8_t* ring_, int64_t step_) : rest(all), ring(ring_), to(ring_), step(step_) {}
-    SPARSEQ_INLINE const uint8_t* next() {
-      const int64_t size = kRing * step;
-      while (made < read + 3 * step && rest.any()) {  // two steps ahead of their products
-        uint8_t* end = rest.some(to);
-        made += end - to;
-        to = end == ring + size ? ring : end;
-      }
-      return ring + std::exchange(read, read + step) % size;
-    }
-  };
-
-  template <class Outputs>
-  using Queue = Pending<Outputs::kRows>[kPanels];  // of either panel
-
-  template <int T, bool kTwo>
-  SPARSEQ_INLINE static void start(const int32_t* starts) {
-    if (starts == nullptr) {
-      AmxTiles::zero<T>();
-      if (kTwo) AmxTiles::zero<T + 1>();
-    } else {
-      AmxTiles::start<T>(starts);
-      if (kTwo) AmxTiles::start<T + 1>(starts);
-    }
-  }
-  template <int T, bool kTwo>
-  SPARSEQ_INLINE static void store(int32_t* acc, int64_t apart) {
-    AmxTiles::store<T>(acc, 4 * kGroup);
-    if (kTwo) AmxTiles::store<T + 1>(acc + apart, 4 * kGroup);
-  }
-
-  // The sums of a panel's channels and of a tile's rows or two tiles'; beside them the other panel's that are pending
-  // become outputs.
-  template <bool kTwo, class Outputs, class Ahead>
-  static void multiply(const Operands& o, int64_t panel, int32_t* acc, int64_t apart, Pending<Outputs::kRows>& pending,
-                       const Outputs& there, Ahead& ahead) {
-    using T = AmxTiles;
-    const Outputs outputs = there;  // in registers
-    start<0, kTwo>(o.starts[panel]);
-    const uint8_t* weights = o.weights[panel];
-    for (int64_t s = 0; s < o.steps; ++s, weights += o.weight_step) {
-      const int64_t at = o.offsets[s];
-      T::load<6>(weights, 64);
-      T::load<4>(o.first + at, o.stride);
-      T::dot<0, 4, 6>();
-      if (kTwo) T::load<4>(o.second + at, o.stride);
-      if (kTwo) T::dot<1, 4, 6>();
-      ahead.some();
-      pending.some(outputs, there);
-    }
-    store<0, kTwo>(acc, apart);
-    pending.all(there);
-  }
-
-  // Those of both panels.
-  template <bool kTwo, class Outputs, class Ahead>
-  static void multiply_both(const Operands& o, int32_t* acc, int64_t apart, Queue<Outputs>& pending,
-                            const Outputs (&there)[kPanels], Ahead& ahead) {
-    using T = AmxTiles;
-    const Outputs outputs0 = there[0], outputs1 = there[1];
-    start<0, kTwo>(o.starts[0]), start<2, kTwo>(o.starts[1]);
-    const uint8_t *weights0 = o.weights[0], *weights1 = o.weights[1];
-    for (int64_t s = 0; s < o.steps; ++s, weights0 += o.weight_step, weights1 += o.weight_step) {
-      const int64_t at = o.offsets[s];
-      T::load<6>(weights0, 64), T::load<7>(weights1, 64);
-      T::load<4>(o.first + at, o.stride);
-      if (kTwo) T::load<5>(o.second + at, o.stride);
-      T::dot<0, 4, 6>();
-      if (kTwo) T::dot<1, 5, 6>();
-      pending[0].some(outputs0, there[0]);
-      T::dot<2, 4, 7>();
-      if (kTwo) T::dot<3, 5, 7>();
-      ahead.some();
-      pending[1].some(outputs1, there[1]);
-    }
-    store<0, kTwo>(acc, apart), store<2, kTwo>(acc + kWidth, apart);
-    pending[0].all(there[0]), pending[1].all(there[1]);
-  }
-
-  // Those of a panel and up to 64 rows, whose tiles begin `at` these.
-  template <class Outputs>
-  static void multiply_tall(const Operands& o, int64_t panel, const int64_t (&at)[4], int32_t* acc,
-                            Pending<Outputs::kRows>& pending, const Outputs& there, Made weights) {
-    using T = AmxTiles;
-    const Outputs outputs = there;  // in registers
-    start<0, true>(o.starts[panel]), start<2, true>(o.starts[panel]);
-    for (int64_t s = 0; s < o.steps; ++s) {
-      T::load<6>(weights.next(), 64);
-      const uint8_t* row = o.first + o.offsets[s];
-      T::load<4>(row + at[0] * o.stride, o.stride), T::dot<0, 4, 6>();
-      T::load<4>(row + at[1] * o.stride, o.stride), T::dot<1, 4, 6>();
-      pending.some(outputs, there);
-      T::load<4>(row + at[2] * o.stride, o.stride), T::dot<2, 4, 6>();
-      T::load<4>(row + at[3] * o.stride, o.stride), T::dot<3, 4, 6>();
-    }
-    T::store<0>(acc + at[0] * kGroup, 4 * kGroup), T::store<1>(acc + at[1] * kGroup, 4 * kGroup);
-    T::store<2>(acc + at[2] * kGroup, 4 * kGroup), T::store<3>(acc + at[3] * kGroup, 4 * kGroup);
-    pending.all(there);
-  }
+  using Pending = typename Base::template Pending<kRowsAtOnce>;
+  static constexpr int64_t kLead = kRows;  // rows before a pair's sums: a short last tile begins there
+  static constexpr int64_t kTallRows = 4 * kRows;
 
   AmxKernel(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
             const sparseq::WorkPlan& plan)
@@ -300,7 +50,10 @@ class AmxKernel {
         steps_(w.shape.taps * w.tap_steps(block_inputs_)),
         frame_bytes_(frame_.copied ? frame_.bytes(plan.row_block) : 0),
         image_bytes_(frame_.remainders * frame_bytes_) {
-    const int64_t panels = dense_ ? 0 : tall_ ? kRing * inputs_ * kWidth : kPanels * steps_ * inputs_ * kWidth, acc = (kLead + kTallRows) * kGroup * 4;
+    const int64_t panels = dense_  ? 0
+                           : tall_ ? kRing * inputs_ * kWidth
+                                   : kPanels * steps_ * inputs_ * kWidth,
+                  acc = (kLead + kTallRows) * kGroup * 4;
     const int64_t frames = plan.amx * image_bytes_, offsets = (steps_ * 8 + 63) / 64 * 64;
     uint8_t* at = sparseq::thread_scratch(static_cast<std::size_t>(frames + 2 * panels + 2 * acc + offsets));
     const auto part = [&](int64_t size) { return std::exchange(at, at + size); };
@@ -398,9 +151,9 @@ class AmxKernel {
           if (conv) {
             const int64_t y = first + at;
             run.output = ((image + i) * conv->out_height + y) * conv->out_width;
-            run.row = by_line
-                          ? source + ((image + i) * conv->height + y * conv->stride_height) * line_pixels() * input_.stride
-                          : frames_ + i * image_bytes_;
+            run.row = by_line ? source + ((image + i) * conv->height + y * conv->stride_height) * line_pixels() *
+                                             input_.stride
+                              : frames_ + i * image_bytes_;
           }
           if (tall_)
             tall_products(o, run, finishes, outputs, pending, panel);
@@ -412,7 +165,7 @@ class AmxKernel {
     const auto with = [&]<class Outputs>(const Outputs(&outputs)[kPanels]) {
       dense_ ? all(outputs, fetch) : all(outputs, expand);
     };
-    if (with_quick(finishes, with)) return;
+    if (Base::with_quick(finishes, with)) return;
     const Finish whole = finish(0, kGroup);
     with({Whole(panels > 1 ? nullptr : &whole), Whole(&whole)});
   }
@@ -434,19 +187,6 @@ class AmxKernel {
     ahead_to_ = expanded_[turned_ ^ 1];
   }
 
-  // f(how either panel's outputs are made), where Quick makes them.
-  template <class G>
-  static bool with_quick(const Finish (&f)[kPanels], G g) {
-    const auto by = [&]<class Residual>(Residual) {
-      if (!Quick<Residual>::takes(f[0]) || !Quick<Residual>::takes(f[1])) return false;
-      const Quick<Residual> outputs[] = {Quick<Residual>(f[0], 0), Quick<Residual>(f[1], 1)};
-      g(outputs);
-      return true;
-    };
-    if constexpr (Finish::kFours) return by(typename Finish::None{}) || by(uint8_t{});
-    return false;
-  }
-
   template <class Outputs, class Ahead>
   void products(Operands& o, const Run& run, const Finish (&finishes)[kPanels], const Outputs (&outputs)[kPanels],
                 Queue<Outputs>& pending, Ahead& ahead) {
@@ -461,13 +201,14 @@ class AmxKernel {
       int32_t* acc = acc_[turn_ ^= 1];
       const int64_t lead = from * kGroup, apart = second * kGroup;
       if (both)
-        (two ? multiply_both<true, Outputs, Ahead> : multiply_both<false, Outputs, Ahead>)(
-            o, acc + lead, apart, pending, outputs, ahead);
+        (two ? Base::template multiply_both<true, Outputs, Ahead>
+             : Base::template multiply_both<false, Outputs, Ahead>)(o, acc + lead, apart, pending, outputs, ahead);
       for (int64_t p = 0; p < o.panels; ++p) {
         const int64_t before = p > 0 ? 0 : o.panels - 1;
         if (!both)
-          (two ? multiply<true, Outputs, Ahead> : multiply<false, Outputs, Ahead>)(
-              o, p, acc + lead + p * kWidth, apart, pending[before], outputs[before], ahead);
+          (two ? Base::template multiply<true, Outputs, Ahead>
+               : Base::template multiply<false, Outputs, Ahead>)(o, p, acc + lead + p * kWidth, apart, pending[before],
+                                                                 outputs[before], ahead);
         pending[p] = Pending<Outputs::kRows>(run, r, some, acc);
         Pending<Fetch::kRows>(run, r, some, acc).all(Fetch{finishes[p]});
       }
@@ -483,8 +224,8 @@ class AmxKernel {
     int32_t* acc = acc_[turn_ ^= 1];
     for (int64_t p = 0; p < o.panels; ++p) {
       const int64_t before = p > 0 ? 0 : o.panels - 1;
-      multiply_tall(o, p, at, acc + p * kWidth, pending[before], outputs[before],
-                    Made(Expansion24(w_, panel + p, 1), expanded_[0], o.weight_step));
+      Base::multiply_tall(o, p, at, acc + p * kWidth, pending[before], outputs[before],
+                          Made(Expansion24(w_, panel + p, 1), expanded_[0], o.weight_step));
       pending[p] = Pending<Outputs::kRows>(run, 0, run.rows, acc);
       Pending<Fetch::kRows>(run, 0, run.rows, acc).all(Fetch{finishes[p]});
     }
@@ -535,7 +276,7 @@ class AmxKernel {
   const int64_t block_inputs_, inputs_, steps_;  // of a block, of a step; steps of all taps
   const int64_t frame_bytes_, image_bytes_;      // of one remainder, of all
   uint8_t* frames_;
-  uint8_t* expanded_[2];         // panels of this item and the next one, in turns
+  uint8_t* expanded_[2];  // panels of this item and the next one, in turns
   int turned_ = 0;
   int64_t expanded_panel_ = -1, ahead_panel_ = -1;
   Expansion24 ahead_;

@@ -159,8 +159,7 @@ struct EpilogueKernel {
       const R* from[kRows];  // residuals
       uint8_t* to[kRows];
     };
-    Fours(const EpilogueKernel& k, int64_t v)
-        : channels_(k, v), grid_(k.template grid<true>()), bytes_(bytes(k.e)) {}
+    Fours(const EpilogueKernel& k, int64_t v) : channels_(k, v), grid_(k.template grid<true>()), bytes_(bytes(k.e)) {}
     SPARSEQ_INLINE void operator()(const Rows& rows) const {
       Int n[4];
       unroll<kRows>([&](auto r) SPARSEQ_INLINE {

@@ -28,7 +28,7 @@ struct TileHeader {
   uint64_t content;                                                           // a hash of the weight
   uint64_t checksum;                                                          // of all that is above
 };
-constexpr int32_t kMagic = 0x53514c5b;  // another one whenever tiles lie otherwise
+constexpr int32_t kMagic = 0x53514c5c;  // another one whenever tiles lie otherwise
 
 struct TiledWeight {
   const TileHeader* header;

@@ -47,9 +47,7 @@ struct Avx512Words {
     const Vec high = SPARSEQ_512(set4_epi32)(words(3), words(2), words(1), words(0));
     return __builtin_bit_cast(Vec, __builtin_bit_cast(Words, SPARSEQ_512(shuffle_epi8)(load(p), high)) >> 8);
   }
-  static void expand_sparse24(const sparseq::Tiles& w, int64_t group, uint8_t* to) {
-    Expansion24(w, group, 1).all(to);
-  }
+  static void expand_sparse24(const sparseq::Tiles& w, int64_t group, uint8_t* to) { Expansion24(w, group, 1).all(to); }
 
   static Vec add16(Vec a, Vec b) { return SPARSEQ_512(add_epi16)(a, b); }
   static Vec sub16(Vec a, Vec b) { return SPARSEQ_512(sub_epi16)(a, b); }
