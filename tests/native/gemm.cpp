@@ -214,6 +214,20 @@ static void check_outputs(const Kernels& k, const PackedWeight& pw, const Input&
     where.back() = plan.winograd;
     expect(out == want, pw.kind == WeightKind::dense ? "dense" : "sparse", k.name, where);
   }
+  if (pw.layout.tile_inputs == 0 || M == 0) return;
+  // Some lines of an image, or rows.
+  const int64_t lines = in.conv ? in.conv->out_height : M, line = in.conv ? in.conv->out_width : 1;
+  const int64_t image = in.conv ? uniform(0, static_cast<int>(in.conv->batch) - 1) : 0;
+  const int64_t first = uniform(0, static_cast<int>(lines) - 1);
+  WorkPlan part;
+  part.amx = 1, part.row_blocks = 1, part.items = pw.shape.groups * pw.channel_groups();
+  part.row_block = uniform(1, static_cast<int>(lines - first));
+  part.start = (image * lines + first) * line, part.rows = part.start + part.row_block * line;
+  std::fill(out.begin(), out.end(), 0xcd);
+  k.run(pw, in, e, part, 0, part.items);
+  std::fill(want.begin(), want.begin() + part.start * stride * bytes, 0xcd);
+  std::fill(want.begin() + part.rows * stride * bytes, want.end(), 0xcd);
+  expect(out == want, "a part", k.name, where);
 }
 
 static void linear(int64_t M, int64_t N, int64_t K, int fill, bool sparse, int variant, CacheSizes caches) {
@@ -372,6 +386,8 @@ int main() {
         linear(uniform(1, 20), uniform(1, 70), K, fill, sparse, variant % 320, caches[variant / 3 % 2]);
     for (int64_t N = 1; N <= 70; ++N)
       linear(N % 20 + 1, N, 64, static_cast<int>(N % 8), sparse, static_cast<int>(N * 37 % 320), caches[0]);
+    for (int M = 33; M <= 64; ++M)  // amx_kernel.h takes all of these together where weights are 2:4
+      linear(M, uniform(1, 70), uniform(16, 300), M % 8, sparse, M * 37 % 320, caches[M % 2]);
     linear(70, 40, 2500, 0, sparse, 0, caches[0]);
     linear(300, 20, 70, 4, sparse, 0, caches[0]);
     linear(2, 17, 4609, 2, sparse, 0, caches[0]);
