@@ -273,9 +273,9 @@ struct EpilogueKernel {
     const Clamp<F> clamp(activation);
     auto output = grid<kReach != Reach::any>();
     output.clamp(activation);
-    for (int64_t row = 0; row < row_count; ++row, acc += stride, from += from_stride, to += to_stride) {
+    for (int64_t row = 0; row < row_count; ++row, to += to_stride) {
       Float y[V];
-      unroll<V>([&](auto i) SPARSEQ_INLINE { y[i] = channels.reals(acc, from, i); });
+      unroll<V>([&](auto i) SPARSEQ_INLINE { y[i] = channels.reals(acc + row * stride, from + row * from_stride, i); });
       if constexpr (std::is_same_v<Y, float>)
         unroll<V>([&](auto i) SPARSEQ_INLINE { F::store(to + i * kLanes, clamp(y[i])); });
       else if constexpr (V == 2)
