@@ -37,8 +37,8 @@ Shelf& shelf() {
 
 }  // namespace
 
-void* take_block(std::size_t size) {
-  size = rounded(size);
+void* take_block(std::size_t asked) {
+  const std::size_t size = rounded(asked);
   Shelf& s = shelf();
   {
     const std::lock_guard lock(s.mutex);
@@ -53,7 +53,8 @@ void* take_block(std::size_t size) {
   void* data = std::aligned_alloc(kHugePage, size);
   if (data == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-  madvise(data, size, MADV_HUGEPAGE);  // only advice
+  // Only advice. The last huge page would be touched whole: it is one where more than half of it is asked for.
+  madvise(data, (asked + kHugePage / 2) / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
   return data;
 }

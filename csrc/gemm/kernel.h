@@ -220,7 +220,7 @@ struct Driver {
     layout.sparse_rows = Micro::kSparseRows;
     layout.group_vectors = Micro::kGroupVectors;
     layout.classes = Micro::kClassified;
-    if constexpr (!std::is_void_v<typename Micro::Winograd>) layout.direct = Micro::Winograd::kDirect;
+    if constexpr (!std::is_void_v<typename Micro::Winograd>) layout.winograd = Micro::Winograd::kLayout;
     using Rows = RowsKernel<typename Micro::Float>;
     return {name,           layout,     run, DepthwiseKernel<typename Micro::Float, typename Micro::Columns>::run,
             Rows::quantize, Rows::shift};

@@ -24,9 +24,10 @@ enum class WeightKind : int32_t { dense, sparse24 };
 // Of a dense panel's two vectors the first or the second alone may be wide, the other one a pair.
 enum BlockClass : int { kQuad, kPair, kWide, kWideFirst, kWideSecond, kClasses };
 
-// What one output costs without winograd.h, in products of a point of its tiles; 0: there is no such kernel.
-struct DirectCosts {
-  double dense = 0, sparse24 = 0;
+// winograd.h's kernel of an ISA.
+struct WinogradLayout {
+  int64_t group = 0;                // output channels of a work item; 0: there is no such kernel
+  double direct = 0, direct24 = 0;  // what one pixel of a group costs without it, in products of a point of its tiles
 };
 
 struct Layout {
@@ -39,7 +40,7 @@ struct Layout {
   int group_vectors = 2;    // vectors per work item: a full cache line of float32 outputs
   bool classes = false;     // classify blocks (AVX2)
   int64_t tile_inputs = 0;  // a tap's blocks come in steps of equally many, of at most so many inputs; 0: in any number
-  DirectCosts direct;       // beside winograd.h's kernel
+  WinogradLayout winograd;
 };
 
 struct CacheSizes {

@@ -17,9 +17,15 @@
 namespace sparseq::winograd {
 
 constexpr int64_t kLanes = 16;                          // input channels are a multiple of
-constexpr int64_t kGroup = 16;                          // output channels of a work item
 constexpr int64_t kMostInputs = 1024;                   // 4 Y fits int32: 4 * 9 * 1024 * 255 * 128 < 2^31
 constexpr int64_t kMostSum = (int64_t{1} << 25) / 255;  // of a channel's weights of one sign: t = 4, s = 6
+
+// A group's weights, [outputs of a vector][4 inputs]: bytes from one four to the next of its tap, from a tap to the
+// next, and from a vector's outputs to the next one's.
+struct Fours {
+  const uint8_t* at;
+  int64_t step, tap, vector;
+};
 
 // weight: OHWI, all of it. Notes in packed which tiles are exact, where its layout and shape have this way. U, 3.6 or 8
 // times as large as the weight, is made of a group when its products want it, of tiles as they are; 2:4 ones with
@@ -31,7 +37,7 @@ void keep(const int8_t* weight, PackedWeight& packed);
 // t lines of an image's output.
 std::optional<WorkPlan> plan(const Tiles& weight, const ConvShape* conv, const CacheSizes& caches, int threads);
 // The same with a given t.
-WorkPlan plan_tiles(int t, const WeightShape& weight, const ConvShape& conv, const CacheSizes& caches, int threads);
+WorkPlan plan_tiles(int t, const Tiling& weight, const ConvShape& conv, const CacheSizes& caches, int threads);
 
 inline int64_t strips(const ConvShape& s, int t) { return (s.out_height + t - 1) / t; }  // of an image
 inline int64_t first_row(const ConvShape& s, int t, int64_t strip) {                     // of the output

@@ -5,6 +5,7 @@
 #include "../core/int8_avx2.h"
 #include "dense24_avx2.h"
 #include "unroll.h"
+#include "winograd.h"
 
 namespace {
 
@@ -12,9 +13,10 @@ struct Avx2Words {
   using FloatTrait = Avx2Float;
   using Vec = __m256i;
   static constexpr int kLanes = 8, kWords = 16;
-  static constexpr int kRows = 6;                          // of two accumulators each, of 16 registers
-  static constexpr double kDirect = 7.2, kDirect24 = 4.5;  // DirectCosts of AVX2
-  using Narrow = Avx2Words;                                // takes any multiple of 16 words
+  static constexpr int64_t kGroup = 16;
+  static constexpr int kRows = 6;  // of two accumulators each, of 16 registers
+  static constexpr double kDirect = 7.2, kDirect24 = 4.5;
+  using Narrow = Avx2Words;  // takes any multiple of 16 words
 
   static const __m256i* vec(const void* p) { return static_cast<const __m256i*>(p); }
   static Vec zero() { return _mm256_setzero_si256(); }
@@ -30,8 +32,9 @@ struct Avx2Words {
     const Vec high = _mm256_setr_epi32(words(0), words(1), words(2), words(3), words(0), words(1), words(2), words(3));
     return _mm256_srai_epi16(_mm256_shuffle_epi8(load(p), high), 8);
   }
-  static void expand_sparse24(const sparseq::Tiles& w, int64_t group, uint8_t* to) {
+  static sparseq::winograd::Fours expand_sparse24(const sparseq::Tiles& w, int64_t group, uint8_t* to) {
     Dense24Avx2::expand(w, group, to);
+    return {to, 4 * kGroup, kGroup * w.shape.in_channels, 4 * kLanes};
   }
   static Vec broadcast_pair(const int16_t* p) { return Avx2Bytes::broadcast4(reinterpret_cast<const uint8_t*>(p)); }
 

@@ -20,7 +20,7 @@ struct WinogradTiles {
   static constexpr int kSide = F::kInputs;
   static constexpr int64_t kNear = 16 * 1024;  // bytes of products that wait in L1
   static constexpr int64_t kApart = 32, kLanes = W::kLanes, kWords = W::kWords;
-  static constexpr int64_t kGroup = sparseq::winograd::kGroup, kVectors = kGroup / kLanes;
+  static constexpr int64_t kGroup = W::kGroup, kVectors = kGroup / kLanes;
 
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
                   const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
@@ -58,7 +58,7 @@ struct WinogradTiles {
                     v_step, columns);
         transformed = block;
       }
-      const Fours g = WinogradWeights<W>::group(w, group, fours);
+      const auto g = WinogradWeights<W>::group(w, group, fours);
       unroll<kSide / 2>([&](auto p) {  // two rows of points at a time, so that their U and products stay near
         weights<p>(g, channels, u, u_step);
         for (int64_t r = 0; r < 2; ++r) {
@@ -129,7 +129,7 @@ struct WinogradTiles {
 
   // Two rows of U of a group, [row][point][pair of inputs][output][input].
   template <int P>
-  static void weights(const Fours& g, int64_t channels, int16_t* u, int64_t step) {
+  static void weights(const sparseq::winograd::Fours& g, int64_t channels, int16_t* u, int64_t step) {
     for (int64_t i = 0; i < channels / 4; ++i, u += 4 * kGroup)
       unroll<kVectors>([&](auto k) SPARSEQ_INLINE {
         unroll<2>([&](auto pair) SPARSEQ_INLINE {
@@ -137,7 +137,7 @@ struct WinogradTiles {
           unroll<3>([&](auto x) SPARSEQ_INLINE {
             Vec taps[3];
             unroll<3>([&](auto y) SPARSEQ_INLINE {
-              taps[y] = W::template load_pair<pair>(g.at + (3 * y + x) * g.tap + i * g.step + 4 * k * kLanes);
+              taps[y] = W::template load_pair<pair>(g.at + (3 * y + x) * g.tap + i * g.step + k * g.vector);
             });
             unroll<2>([&](auto r) SPARSEQ_INLINE { t[r][x] = F::template weights<F::kShared[P][r]>(taps); });
           });
@@ -217,7 +217,7 @@ struct WinogradTiles {
 
 template <class W>
 struct WinogradKernel {
-  static constexpr sparseq::DirectCosts kDirect = {W::kDirect, W::kDirect24};
+  static constexpr sparseq::WinogradLayout kLayout = {W::kGroup, W::kDirect, W::kDirect24};
   static void run(const sparseq::Tiles& w, const sparseq::Input& input, const sparseq::Epilogue& epilogue,
                   const sparseq::WorkPlan& plan, int64_t begin, int64_t end) {
     (plan.winograd == 2 ? WinogradTiles<W, 2>::run : WinogradTiles<W, 4>::run)(w, input, epilogue, plan, begin, end);

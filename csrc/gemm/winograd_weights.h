@@ -9,15 +9,10 @@
 
 namespace {
 
-// Bytes [16 outputs][4 inputs]: of a tap's fours one every `step` bytes, of the next tap's after `tap`.
-struct Fours {
-  const uint8_t* at;
-  int64_t step, tap;
-};
-
 template <class W>
 struct WinogradWeights {
-  static constexpr int64_t kGroup = sparseq::winograd::kGroup, kFour = 4 * kGroup;
+  using Fours = sparseq::winograd::Fours;
+  static constexpr int64_t kGroup = W::kGroup, kFour = 4 * kGroup, kVector = 4 * W::kLanes;
 
   // Bytes that a group takes where tiles do not have it in fours.
   static int64_t room(const sparseq::Tiles& w) { return in_tiles(w) ? 0 : 9 * w.shape.in_channels * kGroup; }
@@ -25,16 +20,14 @@ struct WinogradWeights {
   // scratch: room(w) bytes.
   static Fours group(const sparseq::Tiles& w, int64_t group, uint8_t* scratch) {
     const int64_t fours = w.shape.in_channels / 4;
-    if (w.winograd != nullptr) return {w.winograd + group * 9 * fours * kFour, kFour, fours * kFour};
+    if (w.winograd != nullptr) return {w.winograd + group * 9 * fours * kFour, kFour, fours * kFour, kVector};
     if (!in_tiles(w)) {
-      if (w.kind == sparseq::WeightKind::dense)
-        put_in_order(w, group, scratch);
-      else
-        W::expand_sparse24(w, group, scratch);
-      return {scratch, kFour, fours * kFour};
+      if (w.kind == sparseq::WeightKind::sparse24) return W::expand_sparse24(w, group, scratch);
+      put_in_order(w, group, scratch);
+      return {scratch, kFour, fours * kFour, kVector};
     }
     const int64_t width = w.panel_width(), channel = group * kGroup, step = 4 * width;
-    return {w.data + w.chunk[channel / width * w.chunks].data + 4 * (channel % width), step, fours * step};
+    return {w.data + w.chunk[channel / width * w.chunks].data + 4 * (channel % width), step, fours * step, kVector};
   }
 
  private:

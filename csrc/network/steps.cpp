@@ -184,7 +184,7 @@ void ConvStep::run(int64_t begin, int64_t end) const {
 void ConvStep::add_and_run(int64_t begin, int64_t end) const {
   const Tiles &tiles = (**tiles_).tiles, &of_added = (**added[0].tiles_).tiles;
   const int64_t of_block = plan_.items / plan_.row_blocks, block = begin / of_block, outputs = shape.out_channels;
-  const int64_t width = plan_.winograd ? winograd::kGroup : tiles.group_width();
+  const int64_t width = plan_.winograd ? tiles.layout.winograd.group : tiles.group_width();
   // Whole groups of what is added, which may be wider.
   const int64_t group = of_added.group_width(), groups = of_added.channel_groups();
   const int64_t channel = begin % of_block * width / group * group;

@@ -95,7 +95,7 @@ static std::vector<WorkPlan> plans(const PackedWeight& w, const ConvShape* c, in
   }
   const bool steps = c && c->stride_height == 1 && c->stride_width == 1;
   if (!steps || c->kernel_height != 3 || c->dilation_height != 1 || c->dilation_width != 1) return found;
-  for (int t = 2; t <= w.winograd_most; t += 2) found.push_back(winograd::plan_tiles(t, w.shape, *c, caches, 2));
+  for (int t = 2; t <= w.winograd_most; t += 2) found.push_back(winograd::plan_tiles(t, w, *c, caches, 2));
   return found;
 }
 static float ref_epilogue(const Epilogue& e, int64_t acc, int64_t m, int64_t n, float res) {
