@@ -61,6 +61,13 @@ def grid_of(layer: SparseQuantLayer) -> Grid:
     return Grid(float(layer.input_scale), zero + up, low + up, high + up)
 
 
+def _taps(unit: Unit) -> int:
+    """Pixels that an output of a convolution reads of each channel; 1 of one with groups."""
+    assert unit.layer is not None
+    work = unit.layer.work(1)
+    return work.taps if work.groups == 1 else 1
+
+
 class Fusion:
     """Units of one stage, in an order in which each comes after what it reads.
 
@@ -136,7 +143,11 @@ class Fusion:
         self.units[node] = unit
 
     def _with_residual(self, keys: list[Key], step: Step) -> tuple[Unit, Key] | None:
-        """The later of the convolutions that may add the other operand to its sum."""
+        """The convolution that adds the other operand to its sum.
+
+        Of two that may, that of larger kernels, since the other one's pixels can be made when they
+        are wanted (csrc/network/plan.cpp); else the later.
+        """
         order = list(self.units)
         found = []
         for own, other, operand in ((keys[0], keys[1], 1), (keys[1], keys[0], 0)):
@@ -145,8 +156,8 @@ class Fusion:
             if unit is None or not plain or unit.activation != "none":
                 continue
             if step.inputs[operand].shape == unit.shape:
-                found.append((order.index(own), unit, other))
-        return max(found, key=lambda f: f[0])[1:] if found else None
+                found.append((_taps(unit), order.index(own), unit, other))
+        return max(found, key=lambda f: f[:2])[2:] if found else None
 
     def _grids(self) -> dict[Key, Grid | None]:
         """Where each value lives: on the grid of those who read it, if that is one.

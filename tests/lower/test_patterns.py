@@ -133,6 +133,18 @@ def test_a_residual_is_read_on_its_layers_grid():
     assert explain(fast).rows[2].program == "in program 1 + residual + relu -> u8"
 
 
+@pytest.mark.parametrize("run", [lambda m, h: m.b(h) + m.s(h), lambda m, h: m.s(h) + m.b(h)])
+def test_of_two_convolutions_that_are_added_the_larger_adds_the_pixels_of_the_other(run):
+    net = Chain(
+        lambda m, x: m.d(run(m, m.a(x)).relu()), a=conv(), b=conv(), s=conv(8, 8, 1), d=conv()
+    )
+    fast, y, reference = both(net, torch.randn(IMAGE))
+    assert ops_of(fast) == ["map", "conv", "conv", "conv", "conv"]
+    assert torch.equal(y, reference)
+    fused = {row.name: row.program for row in explain(fast).rows}
+    assert "residual" in fused["b"] and "residual" not in fused["s"]
+
+
 class Block(nn.Module):
     """A residual block behind a layer."""
 
