@@ -3,14 +3,14 @@
     make bench ARGS="networks [NAME ...] [smoke]"
 
 Names: resnet18, resnet18-cifar-1, resnet18-cifar-32, resnet50, mobilenet_v2, minilm, growth; all of
-them without one; `smoke`: tiny networks, seconds. Weights are random and bell-shaped; batch norms
-have the statistics of a few passes over random images. Every INT8 network is made from the same
-float weights, and each engine's outputs are first compared with its own float network's, on inputs
-that calibration saw and others. Then all engines of a network take turns, in bursts, at 2 threads.
-Without VNNI the peers' 8-bit products saturate. Ours are exact, and take longer where two weights
-side by side add up to more than 128: hence a row whose weights have 7 bits. Needs the peers:
-`pip install -e ".[peers]"`. Our files are saved with `compress=False`: what is 2:4 stays in its
-file, too.
+them without one, else their results have them in their names; `smoke`: tiny networks, seconds, into
+results/smoke. Weights are random and bell-shaped; batch norms have the statistics of a few passes
+over random images. Every INT8 network is made from the same float weights, and each engine's
+outputs are first compared with its own float network's, on inputs that calibration saw and others.
+Then all engines of a network take turns, in bursts, at 2 threads. Without VNNI the peers' 8-bit
+products saturate. Ours are exact, and take longer where two weights side by side add up to more
+than 128: hence a row whose weights have 7 bits. Needs the peers: `pip install -e ".[peers]"`. Our
+files are saved with `compress=False`: what is 2:4 stays in its file, too.
 """
 
 from __future__ import annotations
@@ -220,10 +220,14 @@ def growth(smoke: bool) -> dict[str, Any]:
     return found
 
 
-def main(arguments: list[str], results: Path = RESULTS) -> None:
+def main(arguments: list[str], results: Path | None = None) -> None:
     smoke = "smoke" in arguments
+    if results is None:
+        results = RESULTS / "smoke" if smoke else RESULTS
+    results.mkdir(exist_ok=True)
     works = SMOKE if smoke else WORKS
-    names = [name for name in arguments if name != "smoke"] or [*works, "growth"]
+    given = [name for name in arguments if name != "smoke"]
+    names = given or [*works, "growth"]
     unknown = set(names) - {*works, "growth"}
     if unknown:
         known = ", ".join([*works, "growth"])
@@ -241,16 +245,17 @@ def main(arguments: list[str], results: Path = RESULTS) -> None:
                 warnings.simplefilter("ignore")  # of the peers' own deprecated imports
                 found["networks"].append(measure(works[name], smoke, Path(folder)))
         print(name, "done", flush=True)
-        text = write(found, results)  # after each: a run of all takes its time
+        text = write(found, results, given)  # after each: a run of all takes its time
     print(text)
 
 
-def write(found: dict[str, Any], results: Path) -> str:
-    """To networks_{ISA}_{the CPU's maker and family}.json and .md; returns the latter's text."""
+def write(found: dict[str, Any], results: Path, names: list[str]) -> str:
+    """To networks_{ISA}_{the CPU's maker and family}{_NAME ...}.json and .md; the latter's text."""
     cpu, isa = found["environment"]["cpu"], found["environment"]["isa"]
     maker = re.match(r"\w*", cpu)[0].lower()  # type: ignore[index]  # matches anything
     family = re.search(r"family (\d+)", cpu)
     stem = f"networks_{isa}_{maker}{family[1] if family else ''}"
+    stem = "_".join([stem, *names])
     with atomic_path(results / f"{stem}.json") as path:
         path.write_text(json.dumps(found, indent=1) + "\n")
     text = page((__doc__ or "").strip(), found, list(OURS))

@@ -88,8 +88,11 @@ def searches(small: bool) -> list[dict[str, float]]:
     return found
 
 
-def main(arguments: list[str], results: Path = RESULTS) -> None:
+def main(arguments: list[str], results: Path | None = None) -> None:
     small = arguments[:1] == ["smoke"]
+    if results is None:
+        results = RESULTS / "smoke" if small else RESULTS
+    results.mkdir(exist_ok=True)
     content: dict[str, Any] = {"latency": latencies(small), "search": searches(small)}
     stamp = bench.environment()
     text = page(content, stamp)
