@@ -25,11 +25,11 @@ struct Avx512Vnni {
 #ifdef __SANITIZE_ADDRESS__  // instrumented, sixteen unrolled rows take gcc 12 many minutes to compile
   static constexpr int kDenseRows = 4, kDenseVectors = 2;
   static constexpr int kBroadRows = 2, kBroadVectors = 4;
-  static constexpr int kSparseRows = 4, kSparsePanels = 2, kStoredRows = 4;
+  static constexpr int kSparseRows = 4, kSparsePanels = 2, kStoredRows = 4, kStridedRows = 4;
 #else
   static constexpr int kDenseRows = 12, kDenseVectors = 2;
   static constexpr int kBroadRows = 6, kBroadVectors = 4;
-  static constexpr int kSparseRows = 8, kSparsePanels = 2, kStoredRows = 16;
+  static constexpr int kSparseRows = 8, kSparsePanels = 2, kStoredRows = 16, kStridedRows = 12;
 #endif
   using Vec = Vec512;
   using Acc = Vec512;

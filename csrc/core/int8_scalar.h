@@ -161,7 +161,7 @@ struct ScalarDot {
   static constexpr int kLanes = 8;
   static constexpr int kDenseRows = 4, kDenseVectors = 2;
   static constexpr int kBroadRows = 0, kBroadVectors = 0;
-  static constexpr int kSparseRows = 4, kSparsePanels = 1, kStoredRows = 0;
+  static constexpr int kSparseRows = 4, kSparsePanels = 1, kStoredRows = 0, kStridedRows = 4;
   struct Vec {
     uint8_t b[4 * kLanes];
   };

@@ -41,7 +41,7 @@ struct AvxVnni : Avx2Bytes {
   using Winograd = WinogradKernel<AvxVnniWords>;
   static constexpr int kDenseRows = 6, kDenseVectors = 2;
   static constexpr int kBroadRows = 0, kBroadVectors = 0;
-  static constexpr int kSparseRows = 8, kSparsePanels = 1, kStoredRows = 0;
+  static constexpr int kSparseRows = 8, kSparsePanels = 1, kStoredRows = 0, kStridedRows = 8;
   SPARSEQ_INLINE static void dot(Acc& acc, Vec a, Vec w) {
 #ifdef SPARSEQ_PORTABLE_INTRINSICS
     // SIMDe was read before the target pragma, so that its vector is a type of its own: same bits.

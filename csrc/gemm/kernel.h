@@ -46,8 +46,10 @@ struct Driver {
   }
   template <class Rows>
   static Function pick(bool dense, int rows) {
+    constexpr bool kStrided = std::is_same_v<Rows, StridedRows>;
     return dense ? pick_dense<Rows>(rows, std::make_integer_sequence<int, Micro::kDenseRows>{})
-                 : pick_sparse<Rows>(rows, std::make_integer_sequence<int, Micro::kSparseRows>{});
+                 : pick_sparse<Rows>(
+                       rows, std::make_integer_sequence<int, kStrided ? Micro::kStridedRows : Micro::kSparseRows>{});
   }
 
   // How a call reads its weights and rows.
@@ -61,10 +63,13 @@ struct Driver {
         : dense(w.kind == sparseq::WeightKind::dense),
           broad(w.broad()),
           stored(!dense && (!kExpands || rows <= Micro::kStoredRows)),
-          strided(Micro::kStrided && !stored && input.conv == nullptr),
+          strided(Micro::kStrided && (Micro::kStridedDense || !dense) && !stored && input.conv == nullptr),
           together(dense || stored ? 1 : Micro::kSparsePanels) {}
 
-    int most_rows(const sparseq::Tiles& w) const { return kExpands && stored ? Micro::kStoredRows : w.tile_rows(); }
+    int most_rows(const sparseq::Tiles& w) const {
+      if (strided && !dense) return Micro::kStridedRows;
+      return kExpands && stored ? Micro::kStoredRows : w.tile_rows();
+    }
     Function pick(int rows) const {
       if constexpr (Micro::kBroadRows > 0) {
         if (broad) return pick_broad(rows, std::make_integer_sequence<int, Micro::kBroadRows>{});

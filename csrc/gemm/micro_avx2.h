@@ -20,7 +20,8 @@ struct Avx2Micro : Avx2Bytes {
   static constexpr int kBroadVectors = 0, kBroadRows = 0;
   static constexpr int kGroupVectors = 2;
   static constexpr bool kClassified = true;
-  static constexpr bool kStrided = true;
+  static constexpr bool kStrided = true, kStridedDense = true;
+  static constexpr int kStridedRows = kSparseRows;
   using Winograd = WinogradKernel<Avx2Words>;
   using Columns = ColumnsAvx2;
 

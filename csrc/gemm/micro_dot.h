@@ -17,10 +17,10 @@ struct DotMicro {
   static constexpr int kLanes = T::kLanes, kBytes = 4 * kLanes;
   static constexpr int kDenseVectors = T::kDenseVectors, kDenseRows = T::kDenseRows;
   static constexpr int kBroadVectors = T::kBroadVectors, kBroadRows = T::kBroadRows;
-  static constexpr int kSparsePanels = T::kSparsePanels, kSparseRows = T::kSparseRows;
+  static constexpr int kSparsePanels = T::kSparsePanels, kSparseRows = T::kSparseRows, kStridedRows = T::kStridedRows;
   static constexpr int kGroupVectors = 2;
   static constexpr bool kClassified = false;
-  static constexpr bool kStrided = false;
+  static constexpr bool kStrided = kSparsePanels > 1, kStridedDense = false;  // dense tiles keep their rows' pointers
   // 2:4 blocks of one panel are read as stored; of two together their positions are split first.
   static constexpr int64_t kExpandedBlock = kSparsePanels > 1 ? 2 * kBytes : 0;
   static constexpr int kStoredRows = T::kStoredRows;  // of a single tile, for which that would take longer
@@ -34,12 +34,12 @@ struct DotMicro {
     multiply<R, kBroadVectors>(o, acc, stride, first);
   }
 
-  template <int R, class, bool kStored = kExpandedBlock == 0>
+  template <int R, class Rows, bool kStored = kExpandedBlock == 0>
   static void sparse(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
     if constexpr (kStored)
       select_stored<R>(o, acc, stride, first);
     else
-      select_expanded<R>(o, acc, stride, first);
+      select_expanded<R, Rows>(o, acc, stride, first);
   }
 
   // Of each block the positions for two steps of 8 inputs.
@@ -64,11 +64,29 @@ struct DotMicro {
     if (R > kKept) asm("" : "+r"(rows));
   }
 
-  // body(x, rows): a chunk's blocks of kInputs inputs, a tap's behind each other; x(r): the row's inputs.
-  template <int R, int kInputs, class Body>
+  // Weights that will be wanted: to L2, since L1 holds the chunk in use, and has fewer misses under way at a time.
+  SPARSEQ_INLINE static void look_ahead(const uint8_t*& next, int64_t lines) {
+    if (next == nullptr) return;
+    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(next + 64 * line, 0, 2);
+    next += 64 * lines;
+  }
+
+  // body(x, renew): a chunk's blocks of kInputs inputs, a tap's behind each other; x(r): the row's inputs, to be called
+  // after renew().
+  template <int R, int kInputs, class Rows, class Body>
   SPARSEQ_INLINE static void walk(const sparseq::Operands& o, Body&& body) {
     const sparseq::BlockRef begin = o.count[0] > 0 ? *o.refs : sparseq::BlockRef{};
     const uint8_t* next = o.next;
+    if constexpr (std::is_same_v<Rows, StridedRows>) {
+      const StridedRows rows(o);
+      const auto end = static_cast<int64_t>(begin.offset()) + o.count[0] * int64_t{kInputs};
+      for (auto at = static_cast<int64_t>(begin.offset()); at < end; at += kInputs) {
+        look_ahead(next, o.next_lines);
+        const auto p = rows.at(0, static_cast<uint64_t>(at));
+        body([&](auto r) SPARSEQ_INLINE { return p[r]; }, [] {});
+      }
+      return;
+    }
     const uint8_t* const* rows = o.rows + begin.tap * o.tile;
     auto at = static_cast<int64_t>(begin.offset());
     for (int64_t left = o.count[0] * int64_t{kInputs}, stop; left > 0; at = 0, rows += o.tile) {
@@ -77,12 +95,10 @@ struct DotMicro {
       const uint8_t* kept[R];
       unroll<R>([&](auto r) SPARSEQ_INLINE { kept[r] = rows[r]; });
       for (; at < stop; at += kInputs) {
-        forget<R>(rows);        // or they would be copied to the stack first
-        if (next != nullptr) {  // to L2: L1 holds the chunk in use, and has fewer misses under way at a time
-          for (int64_t line = 0; line < o.next_lines; ++line) __builtin_prefetch(next + 64 * line, 0, 2);
-          next += 64 * o.next_lines;
-        }
-        body([&](auto r) SPARSEQ_INLINE { return (R > kKept ? rows : kept)[r] + at; }, rows);
+        forget<R>(rows);  // or they would be copied to the stack first
+        look_ahead(next, o.next_lines);
+        body([&](auto r) SPARSEQ_INLINE { return (R > kKept ? rows : kept)[r] + at; },
+             [&]() SPARSEQ_INLINE { forget<R>(rows); });
       }
     }
   }
@@ -93,7 +109,7 @@ struct DotMicro {
     Acc c[R][V];
     load<R, V>(c, acc, stride, first, o.start);
     const uint8_t* w = o.weights;
-    walk<R, sparseq::kDenseBlock>(o, [&](auto x, auto&) SPARSEQ_INLINE {
+    walk<R, sparseq::kDenseBlock, TapRows>(o, [&](auto x, auto) SPARSEQ_INLINE {
       unroll<2 / kSteps>([&](auto first_step) SPARSEQ_INLINE {
         Vec wv[kSteps * V];
         unroll<kSteps * V>([&](auto v) SPARSEQ_INLINE { wv[v] = T::load(w + (first_step * V + v) * kBytes); });
@@ -111,16 +127,16 @@ struct DotMicro {
 
   // Each step selects from 8 inputs, which vpbroadcastq loads: on Zen 5 a broadcast of 16 bytes to 512 bits
   // takes the shuffle's pipe (measured in L1: 520 against 760 GMAC/s), one of 8 bytes takes none.
-  template <int R>
+  template <int R, class Rows>
   static void select_expanded(const sparseq::Operands& o, int32_t* acc, int64_t stride, bool first) {
     constexpr int V = kSparsePanels;
     Acc c[R][V];
     load<R, V>(c, acc, stride, first, o.start);
     const uint8_t *w = o.weights + kBytes, *positions = o.expanded;
     int64_t on = 2 * kBytes;  // to the next block's values: before every second one lie two blocks' positions
-    walk<R, sparseq::kSparseBlock>(o, [&](auto x, auto& rows) SPARSEQ_INLINE {
+    walk<R, sparseq::kSparseBlock, Rows>(o, [&](auto x, auto renew) SPARSEQ_INLINE {
       unroll<2>([&](auto step) SPARSEQ_INLINE {
-        forget<R>(rows);
+        renew();
         Vec wv[V], index[V];
         unroll<V>([&](auto v) SPARSEQ_INLINE {
           wv[v] = T::load(w + v * o.beside + step * kBytes), index[v] = T::load(positions + (2 * v + step) * kBytes);
