@@ -11,7 +11,8 @@ namespace sparseq {
 
 constexpr std::size_t kRecycled = std::size_t(4) << 20;  // bytes: smaller outputs are malloc's business
 
-// `size` bytes at a multiple of 2 MiB, on huge pages where the system has some. Throws std::bad_alloc.
+// `size` bytes at a multiple of 2 MiB, on huge pages where the system has some and they are more
+// than half full. Throws std::bad_alloc.
 void* take_block(std::size_t size);
 
 // Keeps the block for take_block, within SPARSEQ_RECYCLE_MB (256; 0 keeps nothing), oldest freed first.

@@ -45,6 +45,7 @@ class StridedRows {
     int64_t pitch;
     template <int R>
     SPARSEQ_INLINE const uint8_t* operator[](std::integral_constant<int, R>) const {
+      static_assert(R < 12);
       return third[R / 3] + R % 3 * pitch;
     }
   };

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,3 +97,29 @@ def test_no_more_than_the_limit_is_kept(limit, most):
     kept, emptied = map(float, done.stdout.split())
     assert int(limit) - 20 <= kept <= most
     assert emptied <= 20
+
+
+SMALL = """
+import torch
+from torch import nn
+import sparseq
+from sparseq import Layer, Plan, Quant
+x = torch.randn(1, 3, 32, 32)
+net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3)).eval()
+plan = Plan({"*": Layer(Quant(axis=0), input=Quant(symmetric=False))})
+fast = sparseq.convert(sparseq.calibrate(sparseq.prepare(net, plan), [x]), x)
+with torch.inference_mode():
+    fast(x)
+lines = [line for line in open("/proc/self/smaps") if line.startswith("AnonHugePages:")]
+print(sum(int(line.split()[1]) for line in lines))
+"""
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE.exists() or "[madvise]" not in HUGE.read_text(),
+    reason="huge pages are not given on request here",
+)
+def test_a_small_programs_values_take_no_huge_page():
+    done = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0"]
